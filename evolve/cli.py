@@ -1,0 +1,265 @@
+"""The command line. Exit codes: 0 done; 2 the user's mistake; 3 stopped by a failure, resumable; 130 interrupted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from evolve.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_MISTAKE, RunStopped
+from fitness.errors import UserMistake
+
+if TYPE_CHECKING:
+    from evolve.run import Run
+
+app = typer.Typer(
+    name="evolve",
+    help="Evolve the best merge of fine-tuned LLMs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
+RunName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the run.")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder of the runs.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a setting: budget.max_fevals=40.")
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+RUNS = Path("runs")
+
+
+@app.command()
+def plan(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Show what a run would do and why it would stop. Checks everything, starts nothing."""
+    import tempfile
+
+    from evolve.config import load_config
+    from evolve.prepare import prepare
+    from evolve.tables import plan_table
+
+    with tempfile.TemporaryDirectory() as work_dir:
+        prepared = prepare(load_config(config, overrides or ()), Path(work_dir))
+        if as_json:
+            _print_json(prepared.plan.to_dict())
+        else:
+            Console().print(plan_table(prepared))
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    name: Annotated[str | None, typer.Option(help="Name of the run. Default: method and time.")] = None,
+    runs_dir: RunsDir = RUNS,
+    overrides: Overrides = None,
+) -> None:
+    """Search for the best merge."""
+    from evolve.config import load_config
+    from evolve.run import Run
+
+    _execute(Run.create(load_config(config, overrides or ()), runs_dir=runs_dir, name=name))
+
+
+@app.command()
+def resume(name: RunName, runs_dir: RunsDir = RUNS) -> None:
+    """Go on exactly where a run stopped."""
+    from evolve.run import Run
+
+    found = Run.open(name, runs_dir=runs_dir)
+    if found.status == "finished":
+        typer.echo(f"{name} is finished; nothing to resume. See it with: evolve show {name}")
+        return
+    _execute(found)
+
+
+@app.command()
+def runs(runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
+    """List all runs."""
+    from evolve.run import Run, run_names
+    from evolve.tables import runs_table
+    from evolve.views import show_dict
+
+    found = [Run.open(name, runs_dir=runs_dir) for name in run_names(runs_dir)]
+    if as_json:
+        keys = ("name", "status", "stop_reason", "evaluations", "generation")
+        _print_json([{key: value for key, value in show_dict(one).items() if key in keys} for one in found])
+    else:
+        Console().print(runs_table(found))
+
+
+@app.command()
+def show(name: RunName, runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
+    """Show status, best recipes, parents and finalists."""
+    from evolve.run import Run
+    from evolve.tables import closing_table, status_lines
+    from evolve.views import show_dict
+
+    found = Run.open(name, runs_dir=runs_dir)
+    if as_json:
+        _print_json(show_dict(found))
+        return
+    for line in status_lines(found):
+        typer.echo(line)
+    Console().print(closing_table(found))
+
+
+@app.command()
+def history(
+    name: RunName,
+    runs_dir: RunsDir = RUNS,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
+) -> None:
+    """Show a row per evaluation."""
+    from evolve.run import Run
+    from evolve.tables import history_table
+    from evolve.views import history as rows_of
+
+    rows = rows_of(Run.open(name, runs_dir=runs_dir))
+    if as_json:
+        _print_json(rows)
+    elif as_csv:
+        flat = [
+            {key: value if not isinstance(value, dict | list) else json.dumps(value) for key, value in row.items()}
+            for row in rows
+        ]
+        writer = csv.DictWriter(sys.stdout, fieldnames=list(flat[0]) if flat else ["number"])
+        writer.writeheader()
+        writer.writerows(flat)
+    else:
+        Console().print(history_table(rows))
+
+
+@app.command()
+def recipe(
+    name: RunName,
+    rank: Annotated[int, typer.Option(min=1, help="1 is the best.")] = 1,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Print the mergekit YAML of a recipe."""
+    typer.echo(_ranked(name, rank, runs_dir)[1].recipe.yaml(), nl=False)
+
+
+@app.command()
+def export(
+    name: RunName,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; it must not exist.")],
+    rank: Annotated[int, typer.Option(min=1, help="1 is the best.")] = 1,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Write a recipe's model as a Hugging Face folder: exactly the model that was scored."""
+    from evolve.export import export_ranked
+
+    found, ranked = _ranked(name, rank, runs_dir)
+    export_ranked(found, ranked, out)
+    typer.echo(f"{out}: {ranked.label} of {name}, checked tensor by tensor against the recipe.")
+
+
+@app.command()
+def convert(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint in pickle format (.bin).")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+) -> None:
+    """Convert a pickle checkpoint to safetensors without executing what is in it."""
+    from workers.convert import convert_checkpoint
+
+    convert_checkpoint(folder, out)
+    typer.echo(f"{out}: converted from {folder}.")
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
+    name: Annotated[str | None, typer.Option(help="Name of the run. Default: demo-SEED.")] = None,
+    runs_dir: RunsDir = RUNS,
+    overrides: Overrides = None,
+) -> None:
+    """Run the whole thing from nothing, on small models that it trains itself."""
+    from evolve.demo import run_demo
+
+    run_demo(seed=seed, name=name or f"demo-{seed}", runs_dir=runs_dir, overrides=overrides or (), console=Console())
+
+
+def main() -> None:
+    """The entry point: every ending becomes an exit code, and a mistake one message."""
+    sys.exit(_main(sys.argv[1:]))
+
+
+def _main(arguments: list[str]) -> int:
+    from evolve.resources import refuse_foreign_packages
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        refuse_foreign_packages()
+        app(arguments, standalone_mode=False)
+    except (click.exceptions.Exit, SystemExit) as ending:
+        return int(getattr(ending, "exit_code", getattr(ending, "code", 0)) or 0)
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USER_MISTAKE
+    except UserMistake as error:
+        return _say(f"error: {error}", EXIT_USER_MISTAKE)
+    except RunStopped as error:
+        return _say(f"stopped: {error}\nEverything finished is kept; resume when the cause is mended.", EXIT_STOPPED)
+    except (KeyboardInterrupt, click.Abort):
+        return _say("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does; nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_DONE
+
+
+def _execute(run: Run) -> None:
+    from evolve.tables import closing_table, status_lines
+    from evolve.terminal import TerminalProgress
+
+    console = Console()
+    again = f"evolve resume {run.name}" + (
+        "" if run.folder.parent == RUNS.resolve() else f" --runs-dir {run.folder.parent}"
+    )
+    try:
+        with TerminalProgress(console) as progress:
+            run.execute(progress=progress)
+    except KeyboardInterrupt:
+        console.print(f"\nEverything finished is recorded. Go on with: {again}", markup=False, highlight=False)
+        raise
+    except RunStopped as error:
+        raise RunStopped(f"{error}\nGo on with: {again}") from error
+    console.print(closing_table(run))
+    for line in status_lines(run):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _ranked(name: str, rank: int, runs_dir: Path) -> tuple[Run, Any]:
+    from evolve.errors import StoreError
+    from evolve.run import Run
+    from evolve.views import ranking
+
+    found = Run.open(name, runs_dir=runs_dir)
+    ranked = ranking(found)
+    if rank > len(ranked):
+        raise StoreError(f"--rank {rank}: run {name} has {len(ranked)} scored recipes.")
+    return found, ranked[rank - 1]
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _say(text: str, code: int) -> int:
+    typer.echo(text, err=True)
+    return code
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

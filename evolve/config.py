@@ -1,0 +1,251 @@
+"""The run config: YAML in, one frozen ``RunConfig`` out, with errors that say where and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from evolve.budget import BudgetConfig
+from evolve.errors import ConfigError
+from evolve.genome_config import GenomeConfig
+from fitness.chat import ChatConfig
+from fitness.generation import GenerationConfig
+from fitness.prompts import PromptsConfig
+from fitness.scorer import FitnessConfig
+from workers.engine import WorkersConfig
+
+
+class SearchConfig(BaseModel):
+    """How CMA-ES starts and when it stops early."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    sigma0: float = Field(default=0.25, gt=0, le=1)
+    """First step size, in units of the unit box that every searched coordinate is scaled to."""
+
+    noise: Literal["low", "high"] = "low"
+    """``high`` doubles the default popsize: a noisy judge is averaged by more candidates, not by repeats."""
+
+    target_fitness: float | None = None
+    """Stop after the generation in which a candidate reaches this fitness."""
+
+    min_sigma: float = Field(default=1e-4, gt=0)
+    """Stop when the step size falls below this: the distribution has collapsed to a point."""
+
+    stagnation_generations: int = Field(default=20, ge=2)
+    """Stop when this many generations in a row bring no better best fitness."""
+
+    max_failed_share: float = Field(default=0.5, ge=0, le=1)
+    """Stop, resumable, when more than this share of a generation's candidates failed."""
+
+
+class BaselinesConfig(BaseModel):
+    """What the winner is compared with. Every parent is always a baseline."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    equal_weights: bool = True
+    """Also evaluate the merge in which every parent weighs the same."""
+
+    recipes: tuple[Path | dict[str, Any], ...] = ()
+    """Mergekit configurations to evaluate too: YAML files, or written in place."""
+
+
+class FinalistsConfig(BaseModel):
+    """How the winner is chosen: on validation prompts, which the search has not seen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    top_k: int = Field(default=3, ge=1)
+    """Leaders by search fitness that are re-scored beside the distribution mean."""
+
+    repeats: int = Field(default=1, ge=1)
+    """Evaluations of each finalist; more than one pays where decoding samples or the judge is noisy."""
+
+
+class StoreConfig(BaseModel):
+    """Where the history is kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    url: str | None = None
+    """An Optuna storage URL. Default: an SQLite file in the run's folder."""
+
+
+class RunConfig(BaseModel):
+    """Everything a run needs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    genome: GenomeConfig
+    """What is merged and which numbers are searched."""
+
+    budget: BudgetConfig
+    """How much is evaluated."""
+
+    prompts: PromptsConfig
+    """What the candidates are asked."""
+
+    fitness: FitnessConfig
+    """How answers become one number."""
+
+    generation: GenerationConfig = GenerationConfig()
+    """How answers are decoded: the same for parents and merges alike."""
+
+    chat: ChatConfig = ChatConfig()
+    """How conversations become prompts."""
+
+    search: SearchConfig = SearchConfig()
+    """How CMA-ES starts and when it stops early."""
+
+    workers: WorkersConfig = WorkersConfig()
+    """Which engines answer, and where."""
+
+    baselines: BaselinesConfig = BaselinesConfig()
+    """What the winner is compared with."""
+
+    finalists: FinalistsConfig = FinalistsConfig()
+    """How the winner is chosen."""
+
+    store: StoreConfig = StoreConfig()
+    """Where the history is kept."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of the search's random source."""
+
+    root: Path = Path()
+    """Folder that relative paths start from. Default: the config file's."""
+
+
+# What mergekit-evolve's files have at their top level, and what to write here instead.
+_MERGEKIT_EVOLVE = {
+    "tasks": (
+        "lm-eval tasks are not run here. Say what is asked and how an answer is scored instead, for example\n"
+        "  prompts: {files: [prompts.jsonl]}\n"
+        "  fitness: {terms: [{metric: contains}, {metric: ended, weight: 0.2}]}\n"
+        "The genome block is taken as it is."
+    ),
+    "limit": "write prompts.search_limit instead.",
+    "num_fewshot": "put the examples into the messages of your prompts file instead.",
+    "shuffle": "prompts are the same for every candidate, in a fixed order; leave it out.",
+    "random_init": "write genome.parameters.weight.init instead (the search starts there); leave it out.",
+    "apply_chat_template": "prompts are always rendered by a chat template; choose it with chat.template.",
+    "fewshot_as_multiturn": "put the examples into the messages of your prompts file instead.",
+}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run config from YAML.
+
+    Args:
+        path: the YAML file; relative paths in it are relative to its folder.
+        overrides: ``dotted.path=value`` settings, the value in YAML.
+
+    Raises:
+        ConfigError: with the dotted path, the value, and what is allowed.
+    """
+    path = Path(path)
+    return parse_config(read_yaml(path), source=str(path), overrides=overrides)
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file's content; ConfigError where it cannot be read or parsed."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
+        raise ConfigError(f"{path}: no such file" + (f"; did you mean {near[0]}?" if near else ".")) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def parse_config(data: Any, *, source: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Plain data into a RunConfig. Raises ConfigError naming ``source`` and every wrong place."""
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{source}: expected a mapping with genome, budget, prompts and fitness, got {data!r}.")
+    data = apply_overrides(dict(data), overrides)
+    data.setdefault("root", str(Path(source).resolve().parent))
+    foreign = [f"{source}: {key}: {hint}" for key, hint in _MERGEKIT_EVOLVE.items() if key in data]
+    if foreign:
+        raise ConfigError("\n".join(foreign))
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, source)) from None
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """``a.b=c`` settings laid over plain data; ``c`` is YAML. The data given is not changed."""
+    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(data))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"--set {override}: expected dotted.path=value, such as budget.max_fevals=40.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from None
+        *parents, leaf = key.split(".")
+        node = result
+        for name in parents:
+            child = node.get(name)
+            if child is None:
+                child = node[name] = {}
+            if not isinstance(child, dict):
+                raise ConfigError(f"--set {override}: {name} is {child!r}, not a block that has {leaf}.")
+            node = child
+        node[leaf] = value
+    return result
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    lines = []
+    for item in error.errors():
+        where = _dotted(item["loc"])
+        kind, given = item["type"], item["input"]
+        if kind == "extra_forbidden":
+            allowed = _allowed_keys(item["loc"][:-1])
+            near = difflib.get_close_matches(str(item["loc"][-1]), allowed, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"allowed here: {', '.join(allowed)}."
+            lines.append(f"{source}: {where}: unknown key; {hint}")
+        elif kind == "missing":
+            lines.append(f"{source}: {where}: missing, and it has no default.")
+        elif kind in ("model_type", "model_attributes_type", "dict_type"):
+            lines.append(f"{source}: {where}: expected a block of settings, got {given!r}.")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{source}: {where}: got {given!r}: {message[0].lower()}{message[1:]}.".replace("..", "."))
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _dotted(location: Sequence[int | str]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".") or "the file"
+
+
+def _allowed_keys(location: Sequence[int | str]) -> list[str]:
+    """Field names of the config model at a location, found by walking the annotations."""
+    models: list[type[BaseModel]] = [RunConfig]
+    for part in location:
+        found: list[type[BaseModel]] = []
+        for model in models:
+            field = model.model_fields.get(str(part))
+            if field is not None:
+                found += _models_in(field.annotation)
+        models = found or models  # an index or a union's tag does not lead deeper
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]

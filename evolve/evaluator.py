@@ -1,0 +1,124 @@
+"""From jobs to outcomes: engines answer, the scorer scores beside them, transcripts are written before anything else.
+
+Scoring is an asynchronous stage of its own after the workers, so that a judge never holds an engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from evolve.outcome import Failed, Outcome, write_transcript
+from fitness.aggregate import Fitness, aggregate
+from fitness.errors import ScoringFailed
+from fitness.prompts import Prompt
+from fitness.scorer import Scorer
+from workers.job import Job, JobFailed, Split, Transcript
+
+
+class Evaluator(Protocol):
+    """Whatever can evaluate jobs."""
+
+    def evaluate(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """Outcomes in the order they finish, one per job."""
+        ...
+
+    def cancel(self) -> None:
+        """Drop what is in flight."""
+        ...
+
+
+class Answering(Protocol):
+    """What turns jobs into answers: ``workers.pool.Pool``."""
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Transcript | JobFailed]:
+        """Answers in the order they finish."""
+        ...
+
+    def cancel(self) -> None:
+        """Drop what is in flight."""
+        ...
+
+
+class EngineEvaluator:
+    """Engines and scorer put together.
+
+    Args:
+        pool: a started pool.
+        scorer: what scores an answer.
+        prompts: per split, in the order in which workers answer them.
+        transcripts: folder for the transcript files.
+        min_scored_share: fewest scored answers, as a share, for a fitness to mean something.
+    """
+
+    def __init__(
+        self,
+        pool: Answering,
+        scorer: Scorer,
+        prompts: Mapping[Split, Sequence[Prompt]],
+        *,
+        transcripts: Path,
+        min_scored_share: float,
+    ) -> None:
+        self._pool = pool
+        self._scorer = scorer
+        self._prompts = prompts
+        self._folder = transcripts
+        self._min_scored_share = min_scored_share
+        self._loop = asyncio.new_event_loop()
+        self._scoring = threading.Thread(target=self._loop.run_forever, name="scoring", daemon=True)
+        self._scoring.start()
+
+    def evaluate(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """Outcomes in the order they finish; each transcript is on disk before its outcome is yielded."""
+        jobs = list(jobs)
+        done: queue.Queue[Outcome | BaseException] = queue.Queue()
+
+        def answer() -> None:
+            try:
+                for answered in self._pool.run(jobs):
+                    scored = asyncio.run_coroutine_threadsafe(self._finish(answered), self._loop)
+                    scored.add_done_callback(lambda f: done.put(f.exception() or f.result()))
+            except BaseException as error:  # a dead background task must end the run loudly
+                done.put(error)
+
+        threading.Thread(target=answer, name="answering", daemon=True).start()
+        for _ in jobs:
+            outcome = done.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
+
+    def cancel(self) -> None:
+        """Drop what is in flight; what was answered but not scored is dropped too."""
+        self._pool.cancel()
+
+    def close(self) -> None:
+        """Stop scoring. The pool is its owner's to close."""
+        asyncio.run_coroutine_threadsafe(self._scorer.close(), self._loop).result(timeout=10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._scoring.join(timeout=10)
+
+    async def _finish(self, answered: Transcript | JobFailed) -> Outcome:
+        job = answered.job
+        if isinstance(answered, JobFailed):
+            failed = Failed(answered.stage, answered.reason)
+            path = write_transcript(self._folder, job, failed, answered.seconds)
+            return Outcome(job, failed, path, answered.seconds)
+        prompts = self._prompts[job.split]
+        started = time.monotonic()
+        scores = await self._scorer.score(prompts, answered.responses)
+        seconds = {**answered.seconds, "judge": time.monotonic() - started}
+        result: Fitness | Failed
+        try:
+            result = aggregate(scores, min_scored_share=self._min_scored_share)
+        except ScoringFailed as error:
+            result = Failed("judge", str(error))
+        answers = list(zip(prompts, answered.responses, scores, strict=True))
+        path = write_transcript(self._folder, job, result, seconds, answered.worker, answers)
+        return Outcome(job, result, path, seconds)

@@ -1,0 +1,81 @@
+"""The genome block of a run config: a superset of mergekit-evolve's ``genome:``."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class ParameterRange(BaseModel):
+    """A searched parameter."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    min: float
+    """Lowest value."""
+
+    max: float
+    """Highest value."""
+
+    init: float | None = None
+    """Where the search starts. Default: the middle (1 / number of models for ``weight``)."""
+
+    scale: Literal["linear", "log"] = "linear"
+    """``log`` searches the exponent; both ends must be above 0."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ParameterRange:
+        if not (math.isfinite(self.min) and math.isfinite(self.max) and self.min < self.max):
+            raise ValueError(f"the range is upside down or empty: min {self.min} must be below max {self.max}")
+        if self.scale == "log" and self.min <= 0:
+            raise ValueError(f"scale log needs min above 0, got {self.min}")
+        if self.init is not None and not self.min <= self.init <= self.max:
+            raise ValueError(f"init {self.init} lies outside {self.min} to {self.max}")
+        return self
+
+
+class GenomeConfig(BaseModel):
+    """What is merged, and which numbers are searched. A superset of mergekit-evolve's block."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    models: tuple[str, ...] = Field(min_length=1)
+    """The parents: local folders, hub ids, or ``base+adapter`` for a LoRA adapter."""
+
+    merge_method: str
+    """A method of mergekit's registry, such as task_arithmetic, ties, slerp or linear."""
+
+    base_model: str | None = None
+    """The model that task vectors are measured from, where the method needs one."""
+
+    layer_granularity: int = Field(default=0, ge=0)
+    """Layers per group with parameters of its own; 0 gives all layers the same."""
+
+    filters: tuple[str, ...] = ()
+    """Substrings of tensor names (``self_attn``, ``mlp``) with parameters of their own; the rest shares one set."""
+
+    normalize: bool | None = None
+    """Divide by the sum of weights. Default as in mergekit-evolve: on for linear, ties and dare_ties."""
+
+    allow_negative_weights: bool = False
+    """Search weights from -1 too, where no range is given."""
+
+    smooth: bool = False
+    """Interpolate parameters between layer groups instead of stepping."""
+
+    tokenizer_source: str | None = None
+    """``union``, ``base`` or a model: mergekit aligns vocabularies that differ."""
+
+    parameters: dict[str, ParameterRange | bool | float] = Field(default_factory=dict)
+    """Each of the method's numbers: searched (``{min, max, init, scale}``) or fixed (a number)."""
+
+    dtype: str = "float32"
+    """Arithmetic of the merge."""
+
+    out_dtype: str | None = None
+    """Stored values of the merge. Default: as the first parent is stored."""
+
+    mask_seed: int = Field(default=0, ge=0)
+    """Seed of the random masks of DARE and DELLA, the same for all candidates."""

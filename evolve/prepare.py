@@ -1,0 +1,226 @@
+"""Everything that can be wrong, found before the first expensive step; and the composition root of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mergekit.config import MergeConfiguration
+from pydantic import ValidationError
+
+from evolve.budget import Plan, make_plan
+from evolve.config import RunConfig, read_yaml
+from evolve.errors import ConfigError
+from evolve.evaluation import Candidate, Kind
+from evolve.evaluator import EngineEvaluator
+from evolve.genome import Genome
+from evolve.methods import RANDOM_MASKS
+from evolve.resources import cache_dir, configs_dir
+from fitness.chat import read_template
+from fitness.generation import Generation, resolve_generation
+from fitness.prompts import Prompt, load_prompts
+from fitness.scorer import Scorer, build_scorer
+from workers.engine import EngineSpec, WorkersConfig, make_spec
+from workers.job import Split
+from workers.merge import Merger
+from workers.models import Parent, check_compatible, read_architecture, resolve_parents
+from workers.pool import Pool
+from workers.recipe import Recipe, parent_recipe
+from workers.skeleton import build_skeleton, tokenise
+
+SPLITS: tuple[Split, Split] = ("search", "validation")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A config that has been checked against the disk: all that a run needs but the engines.
+
+    Attributes:
+        config: the run config.
+        parents: by the name the user wrote.
+        genome: the coordinate system.
+        plan: what will be evaluated.
+        baselines: parents, equal weights and listed recipes, on both splits, in the order of evaluation.
+        prompts: per split.
+        tokens: per split, (prompt id, token ids) in the same order.
+        generation: how answers are decoded.
+        scorer: what scores them.
+        spec: what each worker starts.
+        workers: how many.
+        merger: merges in this process too (validation, export).
+    """
+
+    config: RunConfig
+    parents: Mapping[str, Parent]
+    genome: Genome
+    plan: Plan
+    baselines: Sequence[Candidate]
+    prompts: Mapping[Split, Sequence[Prompt]]
+    tokens: Mapping[Split, Sequence[tuple[str, list[int]]]]
+    generation: Generation
+    scorer: Scorer
+    spec: EngineSpec
+    workers: int
+    merger: Merger
+
+    @property
+    def skeleton(self) -> Path:
+        """Folder with the merged model's config and tokenizer, without weights."""
+        return self.spec.skeleton
+
+
+def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> Prepared:
+    """Check a config against everything on the disk; starts no engine.
+
+    Args:
+        config: the run config.
+        work_dir: folder for the skeleton model.
+        plan: of a run that exists already; it is not computed anew.
+
+    Raises:
+        UserMistake: one message with what, where, the limit and the remedy.
+    """
+    root = config.root
+    generation = resolve_generation(config.generation)
+    prompts = load_prompts(config.prompts, root=root)
+    by_split = {split: [p for p in prompts if p.split == split] for split in SPLITS}
+    scorer = build_scorer(config.fitness, prompts=prompts, root=root, rubrics_dir=configs_dir() / "rubrics")
+    template = read_template(config.chat.template, root=root, shipped=configs_dir() / "templates")
+    recipes = [
+        _user_recipe(entry, f"baselines.recipes[{index}]", root, config.genome.mask_seed)
+        for index, entry in enumerate(config.baselines.recipes)
+    ]
+
+    genome_config = config.genome
+    names = [*genome_config.models, *([genome_config.base_model] if genome_config.base_model else [])]
+    names += [name for recipe in recipes for name in _models_of(recipe)]
+    parents = resolve_parents(names, cache_dir=cache_dir() / "parents", root=root)
+    check_compatible(parents, tokenizer_source=genome_config.tokenizer_source)
+    first = parents[genome_config.models[0]]
+    architecture = read_architecture(first)
+    out_dtype = genome_config.out_dtype or architecture.dtype
+    genome = Genome(genome_config, architecture, out_dtype=out_dtype)
+
+    merger = Merger({name: parent.folder for name, parent in parents.items()})
+    start = genome.decode(genome.x0)
+    for recipe in (start, *recipes):
+        merger.validate(recipe)
+    skeleton = build_skeleton(start, parents, work_dir / "skeleton", chat_template=template)
+    tokens = {split: _tokens(skeleton, by_split[split], template) for split in SPLITS}
+    longest = max(len(ids) for split in SPLITS for _, ids in tokens[split])
+    folders = {name: parent.folder for name, parent in parents.items()}
+    spec = make_spec(
+        config.workers,
+        skeleton=skeleton,
+        folders=folders,
+        longest_prompt_tokens=longest,
+        generation=generation,
+        seed=config.seed,
+    )
+    baselines = _baselines(config, genome, recipes, out_dtype)
+    workers = _worker_count(config.workers)
+    plan = plan or make_plan(
+        dimensions=genome.dimensions,
+        budget=config.budget,
+        workers=workers,
+        noisy=config.search.noise == "high",
+        baseline_models=len(baselines) // len(SPLITS),
+        top_k=config.finalists.top_k,
+        repeats=config.finalists.repeats,
+    )
+    return Prepared(
+        config=config,
+        parents=parents,
+        genome=genome,
+        plan=plan,
+        baselines=baselines,
+        prompts=by_split,
+        tokens=tokens,
+        generation=generation,
+        scorer=scorer,
+        spec=spec,
+        workers=workers,
+        merger=Merger(folders, tokenizer=skeleton),
+    )
+
+
+@contextmanager
+def started(prepared: Prepared, transcripts: Path) -> Iterator[EngineEvaluator]:
+    """Start the workers, lend the evaluator, and leave nothing running afterwards."""
+    settings = prepared.config.workers
+    with Pool(
+        prepared.spec,
+        prepared.tokens,
+        prepared.generation,
+        count=prepared.workers,
+        cpus_per_worker=settings.cpus_per_worker,
+        gpus_per_worker=settings.gpus_per_worker,
+        max_attempts=settings.max_attempts,
+        evaluation_timeout_seconds=settings.evaluation_timeout_seconds,
+        start_timeout_seconds=settings.start_timeout_seconds,
+        ray_address=settings.ray_address,
+    ) as pool:
+        evaluator = EngineEvaluator(
+            pool,
+            prepared.scorer,
+            prepared.prompts,
+            transcripts=transcripts,
+            min_scored_share=prepared.config.fitness.min_scored_share,
+        )
+        try:
+            yield evaluator
+        finally:
+            evaluator.close()
+
+
+def _worker_count(config: WorkersConfig) -> int:
+    if config.count is not None:
+        return config.count
+    if config.ray_address is not None:
+        raise ConfigError(
+            "workers.count: give it together with workers.ray_address: the plan depends on the number of workers, "
+            "and a cluster's size can change."
+        )
+    return max(torch.cuda.device_count() // config.tensor_parallel_size, 1)
+
+
+def _tokens(skeleton: Path, prompts: Sequence[Prompt], template: str | None) -> list[tuple[str, list[int]]]:
+    conversations = [[{"role": m.role, "content": m.content} for m in prompt.messages] for prompt in prompts]
+    ids = tokenise(skeleton, conversations, chat_template=template)
+    return [(prompt.id, tokens) for prompt, tokens in zip(prompts, ids, strict=True)]
+
+
+def _baselines(config: RunConfig, genome: Genome, recipes: Sequence[Recipe], out_dtype: str) -> list[Candidate]:
+    """Parents first, in the order of the config, each on both splits."""
+    source = config.genome.tokenizer_source
+    named: list[tuple[Kind, str, Recipe]] = []
+    for name in config.genome.models:
+        recipe = parent_recipe(name, dtype=config.genome.dtype, out_dtype=out_dtype, tokenizer_source=source)
+        named.append(("parent", name, recipe))
+    if config.baselines.equal_weights:
+        named.append(("baseline", "equal weights", genome.equal_weights()))
+    for index, recipe in enumerate(recipes):
+        entry = config.baselines.recipes[index]
+        named.append(("baseline", entry.stem if isinstance(entry, Path) else f"recipe {index + 1}", recipe))
+    return [
+        Candidate(f"{kind}-{index:02d}-{split}", kind, label, recipe, split)
+        for split in SPLITS
+        for index, (kind, label, recipe) in enumerate(named)
+    ]
+
+
+def _user_recipe(entry: Path | dict[str, Any], where: str, root: Path, mask_seed: int) -> Recipe:
+    data = read_yaml(root / entry) if isinstance(entry, Path) else entry
+    try:
+        method = MergeConfiguration.model_validate(data).merge_method
+    except (ValidationError, RuntimeError) as error:
+        raise ConfigError(f"{where}: mergekit refuses this recipe: {' '.join(str(error).split())}") from None
+    return Recipe(data, mask_seed=mask_seed if method in RANDOM_MASKS else None)
+
+
+def _models_of(recipe: Recipe) -> list[str]:
+    return sorted(str(m) for m in MergeConfiguration.model_validate(dict(recipe.config)).referenced_models())

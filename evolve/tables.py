@@ -1,0 +1,248 @@
+"""The same facts for people: rich tables and plain sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from evolve.config import RunConfig
+from evolve.evaluation import Evaluation
+from evolve.prepare import Prepared
+from evolve.run import Run
+from evolve.stopping import EXPLANATIONS
+from evolve.views import Ranked, against, ranking, stage_seconds
+from fitness.intervals import Difference
+
+
+def plan_table(prepared: Prepared) -> RenderableType:
+    """What will run, and why it will stop, for someone who has not read a manual."""
+    plan, config = prepared.plan, prepared.config
+    table = Table("", "", title="Plan", show_header=False, title_justify="left")
+    table.add_row(
+        "Searched numbers (n)", f"{plan.dimensions}: " + "; ".join(c.name for c in prepared.genome.coordinates)
+    )
+    table.add_row(
+        "Candidates per generation (popsize)", f"{plan.popsize}  ({_popsize_reason(config, prepared.workers)})"
+    )
+    table.add_row(
+        "Generations",
+        f"{plan.generations}  ({plan.max_fevals} evaluations // {plan.popsize} per generation)"
+        if plan.generations == plan.max_fevals // plan.popsize
+        else f"{plan.generations}  (as you asked)",
+    )
+    table.add_row(
+        "Evaluations in the search (max-fevals)",
+        f"{plan.search_evaluations}  = {plan.generations} x {plan.popsize}"
+        + (
+            f" + {plan.remainder} left over: the distribution mean and new points around the leaders"
+            if plan.remainder
+            else ""
+        ),
+    )
+    table.add_row("Parents and baselines", f"{plan.baselines}  on top: each answers search and validation prompts once")
+    table.add_row(
+        "Finalists", f"{plan.finalists}  on top: the distribution mean and the best candidates, on validation prompts"
+    )
+    table.add_row(
+        "All evaluations", f"{plan.total_evaluations}  on {prepared.workers} {prepared.spec.engine} worker(s)"
+    )
+    table.add_row(
+        "Prompts", f"{len(prepared.prompts['search'])} search, {len(prepared.prompts['validation'])} validation"
+    )
+    text = [
+        f"The search asks for {plan.popsize} merges, scores them, learns, and repeats: {plan.generations} generations. "
+        f'One merge that is built, asked all search prompts and scored is one evaluation (one "feval"). '
+        f"max-fevals is a hard cap on them: never more than {plan.max_fevals}. "
+        "Parents and finalists are counted on lines of their own.",
+        "It stops when " + ", or when ".join(_stops(config)) + ". The reason is recorded by name.",
+        *(f"Note: {note}" for note in prepared.genome.notes),
+    ]
+    return Group(table, *(Text(line) for line in text))
+
+
+def runs_table(runs: list[Run]) -> Table:
+    """A line per run."""
+    table = Table("name", "status", "search evaluations", "best search fitness", "why it ended", "created")
+    for run in runs:
+        rows = run.store.rows("search")
+        best = max((row.value for row in rows if row.value is not None), default=None)
+        done = f"{len(rows)} of {run.state.plan.search_evaluations}"
+        table.add_row(run.name, run.status, done, _number(best), run.state.stop_reason or "", run.state.created[:16])
+    return table
+
+
+def closing_table(run: Run) -> RenderableType:
+    """Winner, finalists, parents and baselines side by side, as a paper's table would."""
+    ranked = ranking(run)
+    if not ranked:
+        return Text("No candidate has been scored yet.")
+    winner = ranked[0]
+    table = Table(
+        "model",
+        "search",
+        "validation",
+        "95% interval",
+        "winner is better by",
+        "P(better)",
+        title="On prompts the search has not seen",
+        title_justify="left",
+    )
+    if winner.standing is None:
+        table.title = "By search fitness (nothing has been validated yet)"
+    for entry in ranked:
+        if entry.standing is not None or entry.rank == 1:
+            table.add_row(
+                ("winner: " if entry.rank == 1 else "finalist: ") + entry.label,
+                _number(entry.search.value if entry.search else None),
+                *_validation(entry),
+                "",
+                "",
+                style="bold" if entry.rank == 1 else "",
+            )
+    for standing, difference in against(run, winner):
+        search = standing.search.value if standing.search else None
+        interval = f"{standing.ci95[0]:.3f} to {standing.ci95[1]:.3f}" if standing.ci95 else "-"
+        table.add_row(
+            f"{standing.kind}: {standing.label}",
+            _number(search),
+            _number(standing.value),
+            interval,
+            _difference(difference),
+            f"{difference.p_better:.3f}" if difference else "-",
+        )
+    lines: list[RenderableType] = [table]
+    gap = optimism(winner)
+    if gap is not None:
+        lines.append(Text(f"Optimism (search minus validation fitness of the winner): {gap:+.3f}."))
+    lines += [
+        Text(f"{standing.kind} {standing.label}: {verdict(difference)}")
+        for standing, difference in against(run, winner)
+        if difference is not None
+    ]
+    lines += [Text(f"Warning: {text}", style="yellow") for text in run.state.warnings]
+    return Group(*lines)
+
+
+def verdict(difference: Difference) -> str:
+    """Whether the winner is better, or honestly that one cannot tell."""
+    interval = f"95% interval [{difference.low:.3f}, {difference.high:.3f}]"
+    if difference.low > 0:
+        return f"the winner is better by {difference.mean:.3f}, {interval}."
+    if difference.high < 0:
+        return f"the winner is worse by {-difference.mean:.3f}, {interval}."
+    return f"cannot tell it from the winner: difference {difference.mean:+.3f}, {interval}; more prompts would tell."
+
+
+def optimism(winner: Ranked) -> float | None:
+    """Search fitness minus validation fitness of the winner."""
+    if winner.search is None or winner.search.value is None or winner.standing is None or winner.standing.value is None:
+        return None
+    return winner.search.value - winner.standing.value
+
+
+def status_lines(run: Run) -> list[str]:
+    """Where a run stands, in a few sentences."""
+    plan, rows = run.state.plan, run.store.rows("search")
+    failed = [row for row in rows if row.value is None]
+    reason = run.state.stop_reason
+    explained = next((text for name, text in EXPLANATIONS.items() if name == reason), reason)
+    lines = [
+        f"{run.name}: {run.status}"
+        + (f" ({reason}: {explained})" if reason and explained != reason else f" ({reason})" if reason else ""),
+        f"search: {len(rows)} of {plan.search_evaluations} evaluations, {len(failed)} failed; "
+        f"{len(run.store.rows())} of {plan.total_evaluations} in all",
+    ]
+    means = stage_seconds(rows)
+    if means:
+        lines.append("seconds per evaluation: " + ", ".join(f"{stage} {value:.2f}" for stage, value in means.items()))
+    lines.append(f"history: {run.folder}")
+    if run.status in ("interrupted", "failed"):
+        lines.append(f"go on with: evolve resume {run.name}{_runs_dir(run)}")
+    return lines
+
+
+def history_table(rows: list[dict[str, Any]]) -> Table:
+    """A line per evaluation, from the JSON of ``evolve history``."""
+    table = Table("number", "label", "split", "fitness", "stderr", "merge s", "generate s", "judge s", "failure")
+    for row in rows:
+        failure = row["failure"]
+        table.add_row(
+            str(row["number"]),
+            row["label"],
+            row["split"],
+            _number(row["fitness"]),
+            _number(row["stderr"]),
+            *(_number(row["seconds"][stage]) for stage in ("merge", "generate", "judge")),
+            f"{failure['stage']}: {failure['reason']}" if failure else "",
+        )
+    return table
+
+
+def answers_table(questions: list[str], columns: dict[str, list[str]]) -> Table:
+    """The same questions answered by several models, side by side."""
+    table = Table("question", *columns, title="The same questions", title_justify="left", show_lines=True)
+    for index, question in enumerate(questions):
+        table.add_row(question, *(answers[index] for answers in columns.values()))
+    return table
+
+
+def plain(renderable: RenderableType, width: int = 120) -> str:
+    """A renderable as plain text, for files and tests."""
+    console = Console(width=width, no_color=True)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def line_of(row: Evaluation) -> str:
+    """One evaluation in one line, for logs."""
+    seconds = ", ".join(f"{stage} {value:.1f}s" for stage, value in row.seconds.items())
+    c, value = row.candidate, row.value
+    outcome = f"fitness {value:.4f}" if value is not None else f"failed: {getattr(row.result, 'reason', '')}"
+    return f"{c.split:<10} {c.label}: {outcome} ({seconds})"
+
+
+def _runs_dir(run: Run) -> str:
+    return "" if run.folder.parent.name == "runs" else f" --runs-dir {run.folder.parent}"
+
+
+def _popsize_reason(config: RunConfig, workers: int) -> str:
+    if config.budget.popsize is not None:
+        return "as you asked"
+    if config.budget.generations is not None and config.budget.max_fevals is not None:
+        return "max_fevals // generations"
+    doubled = ", doubled for noise" if config.search.noise == "high" else ""
+    rounded = f", rounded up to a multiple of {workers} workers" if workers > 1 else ""
+    return f"4 + floor(3 ln n){doubled}{rounded}"
+
+
+def _stops(config: RunConfig) -> list[str]:
+    search = config.search
+    stops = ["the evaluations are used up (budget)"]
+    if config.budget.max_hours is not None:
+        stops.append(f"{config.budget.max_hours:g} hours have passed (wall_clock)")
+    if search.target_fitness is not None:
+        stops.append(f"a candidate reaches fitness {search.target_fitness:g} (target_fitness)")
+    stops.append(f"the step size falls below {search.min_sigma:g} (min_sigma)")
+    stops.append(f"{search.stagnation_generations} generations in a row bring nothing better (stagnation)")
+    return stops
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _validation(entry: Ranked) -> tuple[str, str]:
+    standing = entry.standing
+    if standing is None or standing.value is None or standing.ci95 is None:
+        return "-", "-"
+    return f"{standing.value:.3f}", f"{standing.ci95[0]:.3f} to {standing.ci95[1]:.3f}"
+
+
+def _difference(difference: Difference | None) -> str:
+    if difference is None:
+        return "-"
+    return f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"

@@ -1,0 +1,104 @@
+"""From the scores of a model's answers to its fitness."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fitness.errors import ScoringFailed
+from fitness.scores import Score, Unscored
+
+
+@dataclass(frozen=True)
+class Fitness:
+    """How good a model is on some prompts.
+
+    Attributes:
+        value: mean over the scored answers, always finite, in [-1, 1].
+        stderr: standard error of that mean, the sample standard deviation over ``sqrt(scored)``. With one
+            scored answer nothing is known of the spread, and it is 1, the largest there can be. It is 0
+            where all answers score the same, which is no proof of certainty: see ``fitness.intervals``.
+        scored: number of answers that have a score.
+        total: number of answers.
+        parts: means, each over the answers that have that number: the terms by name, ``<term>.<inner>`` for
+            what is inside them, and ``observed.<quantity>`` for what is recorded of every answer.
+    """
+
+    value: float
+    stderr: float
+    scored: int
+    total: int
+    parts: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        """Refuses what is not a number, so that no NaN reaches the search."""
+        for name, number in {"value": self.value, "stderr": self.stderr, **self.parts}.items():
+            if not math.isfinite(number):
+                raise ValueError(f"fitness: {name} is {number}, expected a finite number")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, the inverse of :meth:`from_dict`."""
+        return {
+            "value": self.value,
+            "stderr": self.stderr,
+            "scored": self.scored,
+            "total": self.total,
+            "parts": dict(self.parts),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Fitness:
+        """Plain data back into the object."""
+        return cls(
+            value=data["value"],
+            stderr=data["stderr"],
+            scored=data["scored"],
+            total=data["total"],
+            parts=dict(data["parts"]),
+        )
+
+
+def aggregate(scores: Sequence[Score], *, min_scored_share: float) -> Fitness:
+    """Averages the scores of one evaluation.
+
+    Args:
+        scores: one per answer.
+        min_scored_share: fewest scored answers, as a share in [0, 1].
+
+    Raises:
+        ScoringFailed: no answer has a score, or too few have one.
+    """
+    unscored = [score.value.reason for score in scores if isinstance(score.value, Unscored)]
+    values = [score.value for score in scores if not isinstance(score.value, Unscored)]
+    if not values or len(values) < min_scored_share * len(scores):
+        why = f"; most often: {Counter(unscored).most_common(1)[0][0]}" if unscored else ""
+        raise ScoringFailed(
+            f"{len(values)} of {len(scores)} answers could be scored,"
+            f" below fitness.min_scored_share {min_scored_share:g}{why}"
+        )
+    mean = _mean(values)
+    stderr = 1.0
+    if len(values) > 1:
+        variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+        stderr = math.sqrt(variance / len(values))
+    named = [
+        {**score.parts, **{f"observed.{name}": number for name, number in score.observed.items()}} for score in scores
+    ]
+    return Fitness(mean, stderr, len(values), len(scores), _means(named))
+
+
+def _means(rows: Iterable[Mapping[str, float | Unscored]]) -> dict[str, float]:
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for name, number in row.items():
+            if not isinstance(number, Unscored):
+                columns.setdefault(name, []).append(number)
+    return {name: _mean(numbers) for name, numbers in columns.items()}
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    # Rounding may carry the mean of equal numbers an ulp past them.
+    return min(max(numbers), max(min(numbers), math.fsum(numbers) / len(numbers)))

@@ -1,0 +1,132 @@
+"""The skeleton: a model folder without weights, on which engines start and whose tokenizer writes the prompts."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+from mergekit.architecture import arch_info_for_config
+from mergekit.common import set_config_value
+from transformers import AutoConfig, AutoTokenizer
+
+from workers.checkpoint import TOKENIZER_FILES
+from workers.errors import ModelError
+from workers.merge import Merger
+from workers.models import Parent
+from workers.recipe import Recipe
+
+
+def build_skeleton(recipe: Recipe, parents: Mapping[str, Parent], out: Path, *, chat_template: str | None) -> Path:
+    """Writes what every merge of a run has in common: configuration, tokenizer, generation defaults.
+
+    As mergekit's own merge writes them: configuration and tokenizer of the base model (else of the first one),
+    the stored type of ``out_dtype``, and with ``tokenizer_source`` the merged tokenizer and its vocabulary size.
+
+    Args:
+        recipe: any recipe of the run; only its models, types and tokenizer settings matter.
+        parents: the run's parents by name.
+        out: the folder; replaced where it exists.
+        chat_template: Jinja text; ``None`` keeps the tokenizer's own.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ModelError: the recipe or a tokenizer cannot be read.
+    """
+    merger = Merger({name: parent.folder for name, parent in parents.items()})
+    merger.validate(recipe)
+    donor = merger.donor(recipe)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=".skeleton-"))
+    try:
+        _write(recipe, merger, donor, temporary)
+        if chat_template is not None:
+            # transformers prefers this file to whatever stands in tokenizer_config.json.
+            (temporary / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+        shutil.rmtree(out, ignore_errors=True)
+        temporary.chmod(0o755)
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def tokenise(
+    skeleton: Path,
+    conversations: Sequence[Sequence[Mapping[str, str]]],
+    *,
+    chat_template: str | None = None,
+) -> list[list[int]]:
+    """Conversations as the token ids that a model continues with its answer.
+
+    Args:
+        skeleton: folder with the tokenizer.
+        conversations: each a list of ``{"role": ..., "content": ...}``.
+        chat_template: Jinja text that overrides the skeleton's.
+
+    Returns:
+        Token ids per conversation, with exactly as many begin-of-text tokens as the template writes, at most one.
+
+    Raises:
+        ModelError: there is no chat template, or it refuses a conversation.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(skeleton)
+    if chat_template is None and not tokenizer.chat_template:
+        raise ModelError(
+            "none of the models carries a chat template, so nobody can say how a conversation is written. "
+            "Set chat.template to llama-2, vicuna, or the path of a .jinja file."
+        )
+    tokenised: list[list[int]] = []
+    for number, conversation in enumerate(conversations):
+        try:
+            ids = tokenizer.apply_chat_template(
+                [dict(turn) for turn in conversation],
+                chat_template=chat_template,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+            )
+        except jinja2.TemplateError as error:
+            raise ModelError(
+                f"the chat template refuses conversation {number} "
+                f"(roles {', '.join(turn['role'] for turn in conversation)}): {error}. "
+                "Change the conversation, or set chat.template."
+            ) from error
+        ids = list(ids)
+        # A template that writes the token itself, with a tokenizer that adds it as well.
+        if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
+            ids = ids[1:]
+        if not ids:
+            raise ModelError(f"the chat template turns conversation {number} into nothing. Set chat.template.")
+        tokenised.append(ids)
+    return tokenised
+
+
+def _write(recipe: Recipe, merger: Merger, donor: Path, out: Path) -> None:
+    config = AutoConfig.from_pretrained(donor)
+    dtype = recipe.config.get("out_dtype") or recipe.config.get("dtype")
+    if dtype:
+        config.dtype = dtype
+    tokenizer = merger.tokenizer(recipe)
+    if tokenizer is None:
+        for file in TOKENIZER_FILES:
+            if (donor / file).exists():
+                shutil.copy2(donor / file, out / file)
+    else:
+        tokenizer.save_pretrained(out)
+        architecture = arch_info_for_config(config)
+        key = (architecture and architecture.vocab_size_config_key) or "vocab_size"
+        set_config_value(config, key, _vocabulary_size(recipe, len(tokenizer.get_vocab())))
+    config.save_pretrained(out)
+    if (donor / "generation_config.json").exists():
+        shutil.copy2(donor / "generation_config.json", out / "generation_config.json")
+
+
+def _vocabulary_size(recipe: Recipe, tokens: int) -> int:
+    """The number of embedding rows: tokens rounded up to ``tokenizer.pad_to_multiple_of``."""
+    multiple = (recipe.config.get("tokenizer") or {}).get("pad_to_multiple_of") or 1
+    return -(-tokens // multiple) * multiple
