@@ -172,6 +172,8 @@ def parse_config(data: Any, *, source: str, overrides: Sequence[str] = ()) -> Ru
         raise ConfigError(f"{source}: expected a mapping with genome, budget, prompts and fitness, got {data!r}.")
     data = apply_overrides(dict(data), overrides)
     data.setdefault("root", str(Path(source).resolve().parent))
+    if isinstance(genome := data.get("genome"), dict):
+        data["genome"] = _with_absolute_folders(genome, Path(data["root"]))
     foreign = [f"{source}: {key}: {hint}" for key, hint in _MERGEKIT_EVOLVE.items() if key in data]
     if foreign:
         raise ConfigError("\n".join(foreign))
@@ -179,6 +181,24 @@ def parse_config(data: Any, *, source: str, overrides: Sequence[str] = ()) -> Ru
         return RunConfig.model_validate(data)
     except ValidationError as error:
         raise ConfigError(_explain(error, source)) from None
+
+
+def _with_absolute_folders(genome: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """Local folders spelt out, so that a recipe means the same from every folder it is read in."""
+
+    def absolute(name: Any) -> Any:
+        if not isinstance(name, str):
+            return name
+        parts = [str(root / part) if (root / part).is_dir() else part for part in name.split("+")]
+        return "+".join(parts)
+
+    result = dict(genome)
+    for key in ("base_model", "tokenizer_source"):
+        if key in result:
+            result[key] = absolute(result[key])
+    if isinstance(result.get("models"), list):
+        result["models"] = [absolute(name) for name in result["models"]]
+    return result
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Candidate:
     Attributes:
         key: unique within the run; names the transcript file.
         kind: what it is evaluated for.
-        label: for people: a parent's name, ``equal weights``, ``generation 3, candidate 7``, ``mean``.
+        label: for people: a parent's name, ``equal weights``, ``candidate 3.7`` (generation.index), ``mean``.
         recipe: what is merged.
         split: which prompts are asked.
         repeat: 0, or 1, 2, ... for another evaluation of the same recipe.

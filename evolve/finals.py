@@ -27,7 +27,7 @@ class Standing:
     """A model in the closing table.
 
     Attributes:
-        label: parent's name, ``equal weights``, ``generation 3, candidate 7``, ``distribution mean``.
+        label: parent's name, ``equal weights``, ``candidate 3.7`` (generation.index), ``distribution mean``.
         kind: ``parent``, ``baseline`` or ``finalist``.
         search: its evaluation on the search prompts, if any.
         validation: its evaluations on the validation prompts, one per repeat.

@@ -83,7 +83,7 @@ def _candidate(genome: Genome, genotype: Genotype, generation: int, index: int, 
     return Candidate(
         key=f"search-{generation:04d}-{index:03d}",
         kind="search",
-        label=label or f"generation {generation}, candidate {index}",
+        label=label or f"candidate {generation}.{index}",
         recipe=genome.decode(genotype),
         split="search",
         generation=generation,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from evolve.config import RunConfig
 from evolve.evaluation import Evaluation
+from evolve.finals import Standing
 from evolve.prepare import Prepared
 from evolve.run import Run
 from evolve.stopping import EXPLANATIONS
@@ -80,46 +82,24 @@ def closing_table(run: Run) -> RenderableType:
     if not ranked:
         return Text("No candidate has been scored yet.")
     winner = ranked[0]
-    table = Table(
-        "model",
-        "search",
-        "validation",
-        "95% interval",
-        "winner is better by",
-        "P(better)",
-        title="On prompts the search has not seen",
-        title_justify="left",
-    )
-    if winner.standing is None:
-        table.title = "By search fitness (nothing has been validated yet)"
+    table = Table("model", "search", "validation", "95% interval", title_justify="left")
+    table.title = "On prompts the search has not seen" if winner.standing else "Nothing has been validated yet"
     for entry in ranked:
         if entry.standing is not None or entry.rank == 1:
-            table.add_row(
-                ("winner: " if entry.rank == 1 else "finalist: ") + entry.label,
-                _number(entry.search.value if entry.search else None),
-                *_validation(entry),
-                "",
-                "",
-                style="bold" if entry.rank == 1 else "",
-            )
-    for standing, difference in against(run, winner):
+            label = f"{'winner' if entry.rank == 1 else 'finalist'}: {entry.label}"
+            search = entry.search.value if entry.search else None
+            _add(table, label, search, entry.standing, style="bold" if entry.rank == 1 else "")
+    compared = against(run, winner)
+    for standing, _ in compared:
         search = standing.search.value if standing.search else None
-        interval = f"{standing.ci95[0]:.3f} to {standing.ci95[1]:.3f}" if standing.ci95 else "-"
-        table.add_row(
-            f"{standing.kind}: {standing.label}",
-            _number(search),
-            _number(standing.value),
-            interval,
-            _difference(difference),
-            f"{difference.p_better:.3f}" if difference else "-",
-        )
+        _add(table, f"{standing.kind}: {_short(standing.label)}", search, standing)
     lines: list[RenderableType] = [table]
     gap = optimism(winner)
     if gap is not None:
         lines.append(Text(f"Optimism (search minus validation fitness of the winner): {gap:+.3f}."))
     lines += [
-        Text(f"{standing.kind} {standing.label}: {verdict(difference)}")
-        for standing, difference in against(run, winner)
+        Text(f"{standing.kind} {_short(standing.label)}: {verdict(difference)}")
+        for standing, difference in compared
         if difference is not None
     ]
     lines += [Text(f"Warning: {text}", style="yellow") for text in run.state.warnings]
@@ -128,7 +108,7 @@ def closing_table(run: Run) -> RenderableType:
 
 def verdict(difference: Difference) -> str:
     """Whether the winner is better, or honestly that one cannot tell."""
-    interval = f"95% interval [{difference.low:.3f}, {difference.high:.3f}]"
+    interval = f"95% interval [{difference.low:.3f}, {difference.high:.3f}], probability {difference.p_better:.3f}"
     if difference.low > 0:
         return f"the winner is better by {difference.mean:.3f}, {interval}."
     if difference.high < 0:
@@ -202,7 +182,7 @@ def line_of(row: Evaluation) -> str:
     seconds = ", ".join(f"{stage} {value:.1f}s" for stage, value in row.seconds.items())
     c, value = row.candidate, row.value
     outcome = f"fitness {value:.4f}" if value is not None else f"failed: {getattr(row.result, 'reason', '')}"
-    return f"{c.split:<10} {c.label}: {outcome} ({seconds})"
+    return f"{c.split:<10} {_short(c.label)}: {outcome} ({seconds})"
 
 
 def _runs_dir(run: Run) -> str:
@@ -235,14 +215,11 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _validation(entry: Ranked) -> tuple[str, str]:
-    standing = entry.standing
-    if standing is None or standing.value is None or standing.ci95 is None:
-        return "-", "-"
-    return f"{standing.value:.3f}", f"{standing.ci95[0]:.3f} to {standing.ci95[1]:.3f}"
+def _add(table: Table, label: str, search: float | None, standing: Standing | None, *, style: str = "") -> None:
+    interval = f"{standing.ci95[0]:.3f} to {standing.ci95[1]:.3f}" if standing and standing.ci95 else "-"
+    table.add_row(label, _number(search), _number(standing.value if standing else None), interval, style=style)
 
 
-def _difference(difference: Difference | None) -> str:
-    if difference is None:
-        return "-"
-    return f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+def _short(label: str) -> str:
+    """A model's folder or hub name without the way there."""
+    return PurePath(label).name

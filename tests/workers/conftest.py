@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from mergekit.options import MergeOptions
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from workers.engine import EngineSpec
 from workers.models import Parent
 from workers.recipe import Recipe
+from workers.skeleton import build_skeleton, tokenise
 
 TEXT = [
     "The river runs past the old mill and the quiet village below the hill.",
@@ -188,13 +190,21 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., Path]:
-    """Saves a model: ``make_model(folder, kind="llama", seed=0, hidden_size=32, ...)``."""
+    """Saves a model: ``make_model(folder, kind="llama", seed=0, tokens=["<new>"], hidden_size=32, ...)``."""
 
-    def make(folder: Path, *, kind: str = "llama", seed: int = 0, shard: str = "5GB", **changes: Any) -> Path:
+    def make(
+        folder: Path,
+        *,
+        kind: str = "llama",
+        seed: int = 0,
+        shard: str = "5GB",
+        tokens: Sequence[str] = (),
+        **changes: Any,
+    ) -> Path:
         tokenizer = train_tokenizer()
-        return save(
-            build_model(kind, changes.pop("vocab_size", len(tokenizer)), seed=seed, **changes), tokenizer, folder, shard
-        )
+        tokenizer.add_tokens(list(tokens))
+        vocab_size = changes.pop("vocab_size", len(tokenizer))
+        return save(build_model(kind, vocab_size, seed=seed, **changes), tokenizer, folder, shard)
 
     return make
 
@@ -209,3 +219,18 @@ def mergekit_merge() -> Callable[[Recipe, Path], Path]:
 def conversations() -> list[list[dict[str, str]]]:
     questions = ["hello", "What is the capital of France?", "空の色は何ですか。", "one two", "The river runs past"]
     return [[{"role": "user", "content": question}] for question in questions]
+
+
+@pytest.fixture(scope="session")
+def spec(llama: Family, tmp_path_factory: pytest.TempPathFactory) -> EngineSpec:
+    """Transformers engines on the Llama family."""
+    folder = tmp_path_factory.mktemp("pool") / "skeleton"
+    skeleton = build_skeleton(llama.recipe("linear"), llama.parents, folder, chat_template=None)
+    return EngineSpec("transformers", skeleton, llama.folders, max_model_len=200)
+
+
+@pytest.fixture(scope="session")
+def pool_prompts(spec: EngineSpec, conversations: Any) -> dict[str, list[tuple[str, list[int]]]]:
+    """The conversations as the prompts of a pool, two of them for validation."""
+    pairs = [(f"p{i}", ids) for i, ids in enumerate(tokenise(spec.skeleton, conversations))]
+    return {"search": pairs, "validation": pairs[:2]}

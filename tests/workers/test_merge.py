@@ -151,7 +151,7 @@ def test_what_mergekit_refuses_fails_before_any_tensor(llama: Any) -> None:
 
 
 def test_an_unknown_model_is_named(llama: Any) -> None:
-    with pytest.raises(ModelError, match="'stranger'.*not among the parents"):
+    with pytest.raises(ModelError, match=r"'stranger'.*not among the parents"):
         Merger(llama.folders).validate(parent_recipe("stranger", out_dtype="bfloat16"))
 
 
