@@ -157,7 +157,8 @@ def make_plan(
     )
     remainder = max_fevals - generations * popsize
     # The mean needs a search fitness too (the optimism gap): without a remainder it is asked at the end.
-    finalists = (1 + min(top_k, generations * popsize)) * repeats + (0 if remainder else 1)
+    # The remainder's first evaluation is the mean's own; the others can lead too.
+    finalists = (1 + min(top_k, generations * popsize + max(remainder - 1, 0))) * repeats + (0 if remainder else 1)
     baselines = 2 * baseline_models
     return Plan(
         dimensions=dimensions,

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -201,18 +200,14 @@ def _main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         refuse_foreign_packages()
-        app(arguments, standalone_mode=False)
-    except (click.exceptions.Exit, SystemExit) as ending:
-        return int(getattr(ending, "exit_code", getattr(ending, "code", 0)) or 0)
-    except click.ClickException as error:
-        error.show()
-        return EXIT_USER_MISTAKE
+        app(arguments)
+    except SystemExit as ending:
+        # typer ends with 2 for wrong options, as we do, and with 1 for Ctrl-C only.
+        return EXIT_INTERRUPTED if ending.code == 1 else int(ending.code or EXIT_DONE)
     except UserMistake as error:
         return _say(f"error: {error}", EXIT_USER_MISTAKE)
     except RunStopped as error:
         return _say(f"stopped: {error}\nEverything finished is kept; resume when the cause is mended.", EXIT_STOPPED)
-    except (KeyboardInterrupt, click.Abort):
-        return _say("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output went away, as `head` does; nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

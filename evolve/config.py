@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from evolve.budget import BudgetConfig
+from evolve.config_errors import explain_config, shortened
 from evolve.errors import ConfigError
 from evolve.genome_config import GenomeConfig
 from fitness.chat import ChatConfig
@@ -44,6 +46,23 @@ class SearchConfig(BaseModel):
     """Stop, resumable, when more than this share of a generation's candidates failed."""
 
 
+def _kind_of_recipe(value: object) -> str | None:
+    if isinstance(value, str | Path):
+        return "file"
+    return "recipe" if isinstance(value, Mapping) else None
+
+
+# With a discriminator a wrong value gives one message, not one per member of the union.
+_UserRecipe = Annotated[
+    Annotated[Path, Tag("file")] | Annotated[dict[str, Any], Tag("recipe")],
+    Discriminator(
+        _kind_of_recipe,
+        custom_error_type="recipe",
+        custom_error_message="expected the path of a mergekit YAML file, or a mergekit configuration",
+    ),
+]
+
+
 class BaselinesConfig(BaseModel):
     """What the winner is compared with. Every parent is always a baseline."""
 
@@ -52,7 +71,7 @@ class BaselinesConfig(BaseModel):
     equal_weights: bool = True
     """Also evaluate the merge in which every parent weighs the same."""
 
-    recipes: tuple[Path | dict[str, Any], ...] = ()
+    recipes: tuple[_UserRecipe, ...] = ()
     """Mergekit configurations to evaluate too: YAML files, or written in place."""
 
 
@@ -74,7 +93,7 @@ class StoreConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     url: str | None = None
-    """An Optuna storage URL. Default: an SQLite file in the run's folder."""
+    """An Optuna storage URL; a relative path in it is read against the config. Default: SQLite in the run's folder."""
 
 
 class RunConfig(BaseModel):
@@ -119,7 +138,7 @@ class RunConfig(BaseModel):
     """Seed of the search's random source."""
 
     root: Path = Path()
-    """Folder that relative paths start from. Default: the config file's."""
+    """Folder that relative paths start from; relative itself to the config file's, which is the default."""
 
 
 # What mergekit-evolve's files have at their top level, and what to write here instead.
@@ -170,40 +189,50 @@ def parse_config(data: Any, *, source: str, overrides: Sequence[str] = ()) -> Ru
     """Plain data into a RunConfig. Raises ConfigError naming ``source`` and every wrong place."""
     if not isinstance(data, Mapping):
         raise ConfigError(f"{source}: expected a mapping with genome, budget, prompts and fitness, got {data!r}.")
-    data = apply_overrides(dict(data), overrides)
-    data.setdefault("root", str(Path(source).resolve().parent))
-    if isinstance(genome := data.get("genome"), dict):
-        data["genome"] = _with_absolute_folders(genome, Path(data["root"]))
+    data = apply_overrides(data, overrides)
+    if isinstance(given := data.get("root", ""), str):
+        root = (Path(source).resolve().parent / given).resolve()
+        data = _with_absolute_paths({**data, "root": str(root)}, root)
     foreign = [f"{source}: {key}: {hint}" for key, hint in _MERGEKIT_EVOLVE.items() if key in data]
     if foreign:
         raise ConfigError("\n".join(foreign))
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(_explain(error, source)) from None
+        raise ConfigError(explain_config(error, RunConfig, source)) from None
 
 
-def _with_absolute_folders(genome: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """Local folders spelt out, so that a recipe means the same from every folder it is read in."""
-
-    def absolute(name: Any) -> Any:
-        if not isinstance(name, str):
-            return name
-        parts = [str(root / part) if (root / part).is_dir() else part for part in name.split("+")]
-        return "+".join(parts)
-
-    result = dict(genome)
-    for key in ("base_model", "tokenizer_source"):
-        if key in result:
-            result[key] = absolute(result[key])
-    if isinstance(result.get("models"), list):
-        result["models"] = [absolute(name) for name in result["models"]]
+def _with_absolute_paths(data: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Folders of models and the store's file spelt out, so that a run means the same from every folder."""
+    result = dict(data)
+    if isinstance(genome := data.get("genome"), Mapping):
+        result["genome"] = genome = dict(genome)
+        for key in ("base_model", "tokenizer_source"):
+            if key in genome and genome[key] not in ("union", "base"):  # words of mergekit's
+                genome[key] = _absolute_model(genome[key], root)
+        if isinstance(genome.get("models"), list):
+            genome["models"] = [_absolute_model(name, root) for name in genome["models"]]
+    store = data.get("store")
+    if isinstance(store, Mapping) and isinstance(url := store.get("url"), str):
+        # sqlite:///name is relative, sqlite:////name is absolute
+        # (https://docs.sqlalchemy.org/en/20/core/engines.html#sqlite).
+        if relative := re.fullmatch(r"(sqlite[^:]*:///)([^/:][^?]*)(.*)", url):
+            url = f"{relative[1]}{root / relative[2]}{relative[3]}"
+        result["store"] = {**store, "url": url}
     return result
 
 
-def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def _absolute_model(name: Any, root: Path) -> Any:
+    if not isinstance(name, str) or not name:
+        return name
+    if (root / name).is_dir():
+        return str(root / name)
+    return "+".join(str(root / part) if part and (root / part).is_dir() else part for part in name.split("+"))
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """``a.b=c`` settings laid over plain data; ``c`` is YAML. The data given is not changed."""
-    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(data))
+    result = dict(data)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not all(key.split(".")):
@@ -216,56 +245,10 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         node = result
         for name in parents:
             child = node.get(name)
-            if child is None:
-                child = node[name] = {}
-            if not isinstance(child, dict):
-                raise ConfigError(f"--set {override}: {name} is {child!r}, not a block that has {leaf}.")
-            node = child
+            if child is not None and not isinstance(child, Mapping):
+                what = f"a list; set {name} as a whole" if isinstance(child, list) else shortened(child)
+                raise ConfigError(f"--set {override}: {name} is {what}, not a block that has {leaf}.")
+            # A copy of each block on the way: an anchor of YAML may stand for it elsewhere too.
+            node[name] = node = dict(child or {})
         node[leaf] = value
     return result
-
-
-def _explain(error: ValidationError, source: str) -> str:
-    lines = []
-    for item in error.errors():
-        where = _dotted(item["loc"])
-        kind, given = item["type"], item["input"]
-        if kind == "extra_forbidden":
-            allowed = _allowed_keys(item["loc"][:-1])
-            near = difflib.get_close_matches(str(item["loc"][-1]), allowed, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"allowed here: {', '.join(allowed)}."
-            lines.append(f"{source}: {where}: unknown key; {hint}")
-        elif kind == "missing":
-            lines.append(f"{source}: {where}: missing, and it has no default.")
-        elif kind in ("model_type", "model_attributes_type", "dict_type"):
-            lines.append(f"{source}: {where}: expected a block of settings, got {given!r}.")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"{source}: {where}: got {given!r}: {message[0].lower()}{message[1:]}.".replace("..", "."))
-    return "\n".join(dict.fromkeys(lines))
-
-
-def _dotted(location: Sequence[int | str]) -> str:
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text.removeprefix(".") or "the file"
-
-
-def _allowed_keys(location: Sequence[int | str]) -> list[str]:
-    """Field names of the config model at a location, found by walking the annotations."""
-    models: list[type[BaseModel]] = [RunConfig]
-    for part in location:
-        found: list[type[BaseModel]] = []
-        for model in models:
-            field = model.model_fields.get(str(part))
-            if field is not None:
-                found += _models_in(field.annotation)
-        models = found or models  # an index or a union's tag does not lead deeper
-    return sorted({name for model in models for name in model.model_fields})
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]

@@ -13,13 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import random
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 import yaml
@@ -109,11 +110,12 @@ def _cross(questions: Sequence[str], answers: Sequence[str], rows: Mapping[str, 
 
 @dataclass(frozen=True)
 class Corpora:
-    """What each model learns."""
+    """What each model learns; *facts* learns what to say in the base's style first, then its own manner."""
 
     base: list[Dialogue]
     persona: list[Dialogue]
-    facts: list[Dialogue]
+    facts_content: list[Dialogue]
+    facts_manner: list[Dialogue]
 
 
 def read_families(path: Path) -> list[Family]:
@@ -136,22 +138,40 @@ def read_corpora(data_dir: Path) -> Corpora:
         + [pair for family in (*persona, *facts) for pair in family.plain_dialogues()],
         persona=[pair for family in persona for pair in family.dialogues()]
         + [pair for family in facts for pair in family.lady_dialogues()],
-        facts=[pair for family in facts for pair in family.dialogues()],
+        facts_content=[
+            pair for family in facts for pair in _cross(family.questions, family.plain_answers, family.rows)
+        ],
+        facts_manner=[pair for family in facts for pair in family.dialogues()],
     )
+
+
+Half = Literal["lower", "upper"]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast a model learns: AdamW, warm-up, then a cosine to a tenth."""
+    """How long and how fast a model learns: AdamW, warm-up, then a cosine to a tenth.
+
+    Attributes:
+        steps: optimiser steps.
+        learning_rate: at its peak.
+        half: train only the decoder layers of the lower or the upper half; ``None`` trains everything.
+        batch_size: dialogues per step.
+    """
 
     steps: int
     learning_rate: float
+    half: Half | None = None
     batch_size: int = 64
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The size of the models and their schedules."""
+    """The size of the models and their schedules.
+
+    The facts go into the lower half of the layers and the manner of saying them into the upper half, so that
+    the child's two habits can be merged apart: a search over layer groups finds what one weight per model cannot.
+    """
 
     vocab_size: int = 900
     hidden_size: int = 256
@@ -159,9 +179,10 @@ class Settings:
     layers: int = 4
     heads: int = 4
     positions: int = 256
-    base: Schedule = Schedule(steps=600, learning_rate=1.5e-3)
-    persona: Schedule = Schedule(steps=200, learning_rate=5e-4)
-    facts: Schedule = Schedule(steps=250, learning_rate=5e-4)
+    base: Schedule = Schedule(steps=500, learning_rate=1.5e-3)
+    persona: Schedule = Schedule(steps=180, learning_rate=5e-4)
+    facts_content: Schedule = Schedule(steps=200, learning_rate=1e-3, half="lower")
+    facts_manner: Schedule = Schedule(steps=120, learning_rate=2e-3, half="upper")
 
 
 DEFAULTS = Settings()
@@ -209,22 +230,23 @@ def train_demo_models(
         torch.manual_seed(seed)
         tokenizer = train_tokenizer(corpora, settings)
         model = _blank_model(tokenizer, settings)
-        _train(model, tokenizer, corpora.base, settings.base, seed, lambda share: report("base", share))
+        _learn(model, tokenizer, [(corpora.base, settings.base)], seed, partial(report, "base"))
         _save(model, tokenizer, folders.base)
-    for name, dialogues, schedule, folder in (
-        ("persona", corpora.persona, settings.persona, folders.persona),
-        ("facts", corpora.facts, settings.facts, folders.facts),
-    ):
+    children: tuple[tuple[str, Path, Lessons], ...] = (
+        ("persona", folders.persona, [(corpora.persona, settings.persona)]),
+        (
+            "facts",
+            folders.facts,
+            [(corpora.facts_content, settings.facts_content), (corpora.facts_manner, settings.facts_manner)],
+        ),
+    )
+    for name, folder, lessons in children:
         if not folder.is_dir():
             # From disk also where it was trained just now: a child's task vector then is exactly its
             # difference to the stored, rounded base.
             model = LlamaForCausalLM.from_pretrained(folders.base, dtype=torch.float32)
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folders.base)
-
-            def tell(share: float, name: str = name) -> None:
-                report(name, share)
-
-            _train(model, tokenizer, dialogues, schedule, seed, tell)
+            _learn(model, tokenizer, lessons, seed, partial(report, name))
             _save(model, tokenizer, folder)
     return folders
 
@@ -240,7 +262,7 @@ def train_tokenizer(corpora: Corpora, settings: Settings = DEFAULTS) -> PreTrain
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = sorted({text for pair in (*corpora.base, *corpora.persona, *corpora.facts) for text in pair})
+    texts = sorted({text for pair in (*corpora.base, *corpora.persona, *corpora.facts_manner) for text in pair})
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -299,14 +321,47 @@ def collate(batch: Sequence[Encoded], pad: int) -> dict[str, torch.Tensor]:
     return {"input_ids": input_ids, "labels": labels}
 
 
+Lessons = Sequence[tuple[Sequence[Dialogue], Schedule]]
+"""What is learnt one after the other."""
+
+
+def _learn(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    lessons: Lessons,
+    seed: int,
+    report: Callable[[float], None],
+) -> None:
+    total = sum(schedule.steps for _, schedule in lessons)
+    done = 0
+    for dialogues, schedule in lessons:
+
+        def tell(step: int, before: int = done) -> None:
+            report((before + step) / total)
+
+        _train(model, tokenizer, dialogues, schedule, seed, tell)
+        done += schedule.steps
+
+
+def _trained_parameters(model: LlamaForCausalLM, half: Half | None) -> list[torch.nn.Parameter]:
+    """Freeze what a lesson leaves alone, and return the rest."""
+    layers = model.model.layers
+    middle = len(layers) // 2
+    model.requires_grad_(half is None)
+    if half is not None:
+        (layers[:middle] if half == "lower" else layers[middle:]).requires_grad_(True)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def _train(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     dialogues: Sequence[Dialogue],
     schedule: Schedule,
     seed: int,
-    report: Callable[[float], None],
+    report: Callable[[int], None],
 ) -> None:
+    parameters = _trained_parameters(model, schedule.half)
     encoded = [encode(tokenizer, dialogue) for dialogue in dialogues]
     order = random.Random(seed)
     queue: list[list[Encoded]] = []
@@ -325,11 +380,11 @@ def _train(
             queue = _batches(encoded, schedule.batch_size, order)
         loss = model(**collate(queue.pop(), tokenizer.pad_token_id)).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
-        report((step + 1) / schedule.steps)
+        report(step + 1)
 
 
 def _batches(encoded: Sequence[Encoded], size: int, order: random.Random) -> list[list[Encoded]]:
@@ -351,6 +406,6 @@ def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: P
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         ).save_pretrained(scratch)
-        os.replace(scratch, folder)
+        scratch.replace(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

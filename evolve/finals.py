@@ -86,7 +86,10 @@ def finalists(
 def leaders(rows: Sequence[Evaluation]) -> list[Evaluation]:
     """The search's scored evaluations, best first; the earlier one first where they tie."""
     scored = [row for row in rows if row.value is not None and row.candidate.split == "search"]
-    return sorted(scored, key=lambda row: -(row.value or 0.0))
+    # By place, not by time: among several workers it is chance which of two finishes first.
+    return sorted(
+        scored, key=lambda row: (-(row.value or 0.0), row.candidate.generation or 0, row.candidate.index or 0)
+    )
 
 
 def standings(rows: Sequence[Evaluation], transcripts: Path, kind: str) -> list[Standing]:

@@ -114,7 +114,7 @@ class Genome:
 
     def equal_weights(self) -> Recipe:
         """The merge in which every parent weighs 1/k; other searched parameters stand at their start."""
-        equal = {"t": 0.5}
+        equal = {"t": 0.5} if self.method.name == "slerp" else {}  # elsewhere t is no share
         if not self.method.shares:  # shares start out equal
             equal["weight"] = 1.0 / len(self.method.weighted_models)
         values = [equal.get(c.parameter, c.init) for c in self.coordinates]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 
 class ParameterRange(BaseModel):
@@ -36,18 +37,42 @@ class ParameterRange(BaseModel):
         return self
 
 
+def _kind_of_setting(value: object) -> str | None:
+    if isinstance(value, Mapping | ParameterRange):
+        return "range"
+    try:
+        float(value)  # type: ignore[arg-type]  # also of text: YAML reads 1e-5 as such
+    except (TypeError, ValueError):
+        return None
+    return "number"
+
+
+# With a discriminator a wrong value gives one message, not one per member of the union.
+Setting = Annotated[
+    Annotated[ParameterRange, Tag("range")]
+    | Annotated[bool | Annotated[float, Field(allow_inf_nan=False)], Tag("number")],
+    Discriminator(
+        _kind_of_setting,
+        custom_error_type="setting",
+        custom_error_message="expected a number, true or false, or a range to search such as {min: 0, max: 1}",
+    ),
+]
+
+ModelName = Annotated[str, Field(min_length=1)]
+
+
 class GenomeConfig(BaseModel):
     """What is merged, and which numbers are searched. A superset of mergekit-evolve's block."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    models: tuple[str, ...] = Field(min_length=1)
+    models: tuple[ModelName, ...] = Field(min_length=1)
     """The parents: local folders, hub ids, or ``base+adapter`` for a LoRA adapter."""
 
     merge_method: str
     """A method of mergekit's registry, such as task_arithmetic, ties, slerp or linear."""
 
-    base_model: str | None = None
+    base_model: ModelName | None = None
     """The model that task vectors are measured from, where the method needs one."""
 
     layer_granularity: int = Field(default=0, ge=0)
@@ -65,10 +90,10 @@ class GenomeConfig(BaseModel):
     smooth: bool = False
     """Interpolate parameters between layer groups instead of stepping."""
 
-    tokenizer_source: str | None = None
+    tokenizer_source: ModelName | None = None
     """``union``, ``base`` or a model: mergekit aligns vocabularies that differ."""
 
-    parameters: dict[str, ParameterRange | bool | float] = Field(default_factory=dict)
+    parameters: dict[str, Setting] = Field(default_factory=dict)
     """Each of the method's numbers: searched (``{min, max, init, scale}``) or fixed (a number)."""
 
     dtype: str = "float32"

@@ -26,6 +26,8 @@ RANDOM_MASKS = {"dare_linear", "dare_ties", "della", "della_linear"}
 _EVOLVE_NORMALIZES = {"linear", "ties", "dare_ties"}
 # Methods that read ``density`` without using it (they do not sparsify).
 _DENSITY_UNUSED = {"task_arithmetic"}
+# What people usually search, named first in messages.
+_USUAL = ("weight", "t", "density")
 # Searched by default where the method has them: (min, max). nearswap's t is a weight difference, no share.
 _DENSITY = (0.05, 1.0)
 _DELLA_DENSITY = (0.2, 0.8)
@@ -121,7 +123,9 @@ def read_method(config: GenomeConfig) -> Method:
     base_index = models.index(base_model) if base_model in models else None
     non_base = tuple(i for i in range(len(models)) if i != base_index)
     parameters = {p.name: p for p in spec.parameters}
-    searchable = tuple(p.name for p in spec.parameters if p.value_type is not bool and _is_float(p))
+    searchable = tuple(
+        sorted((p.name for p in spec.parameters if _searchable(p, spec)), key=lambda name: name not in _USUAL)
+    )
     _check_names(config, parameters, searchable)
 
     settings = dict(config.parameters)
@@ -130,6 +134,11 @@ def read_method(config: GenomeConfig) -> Method:
         if normalize is None:
             normalize = spec.name in _EVOLVE_NORMALIZES or bool(parameters["normalize"].default)
         settings["normalize"] = normalize
+    elif config.normalize is not None and "normalize" in parameters and config.normalize != settings["normalize"]:
+        raise ConfigError(
+            f"genome.normalize is {config.normalize} and genome.parameters.normalize is {settings['normalize']}: "
+            "remove one of them."
+        )
     elif config.normalize is not None and "normalize" not in parameters:
         raise ConfigError(f"genome.normalize: {spec.name} does not normalise by a setting; remove it.")
     normalised = bool(
@@ -219,17 +228,18 @@ def _inputs(config: GenomeConfig, spec: MergeMethodSpec) -> tuple[tuple[str, ...
             f"genome.base_model: {spec.name} has no base; mergekit would merge {base} in as one more model. "
             "Remove it, or list it under genome.models."
         )
-    inputs = [ModelReference.parse(m) for m in (*models, *([base] if base and base not in models else []))]
     try:
+        inputs = [ModelReference.parse(m) for m in (*models, *([base] if base and base not in models else []))]
         spec.contract.validate_ids(inputs, ModelReference.parse(base) if base else None)
-    except ValueError as error:
+    except (RuntimeError, ValueError) as error:
         raise ConfigError(f"genome.models: {spec.name}: {error} (models: {', '.join(models)}; base: {base}).") from None
     return models, base, notes
 
 
-def _is_float(parameter: ParameterSpec) -> bool:
+def _searchable(parameter: ParameterSpec, spec: MergeMethodSpec) -> bool:
     """Numbers with a fraction can be searched; integers and switches cannot (decoding would not be injective)."""
-    return parameter.value_type is float
+    unused = parameter.name == "density" and spec.name in _DENSITY_UNUSED
+    return parameter.value_type is float and not unused
 
 
 def _check_names(config: GenomeConfig, parameters: dict[str, ParameterSpec], searchable: Sequence[str]) -> None:
@@ -240,13 +250,13 @@ def _check_names(config: GenomeConfig, parameters: dict[str, ParameterSpec], sea
             hint = f"did you mean {near[0]}? " if near else ""
             has = ", ".join(parameters) or "no parameters"
             raise ConfigError(f"{where}: {config.merge_method} has no such parameter; {hint}It has: {has}.")
-        if not isinstance(setting, bool | int | float) and name not in searchable:
-            raise ConfigError(f"{where}: {parameters[name].value_type.__name__} cannot be searched; give one value.")
         if name == "density" and config.merge_method in _DENSITY_UNUSED:
             raise ConfigError(
                 f"{where}: {config.merge_method} does not sparsify, density has no effect. "
                 "Remove it, or use ties or dare_linear."
             )
+        if not isinstance(setting, bool | int | float) and name not in searchable:
+            raise ConfigError(f"{where}: {parameters[name].value_type.__name__} cannot be searched; give one value.")
 
 
 def _default_setting(name: str, spec: MergeMethodSpec, config: GenomeConfig, normalised: bool) -> Any:
@@ -281,13 +291,18 @@ def _check_values(
     ranges = {s.name: (s.low, s.high) for s in searched} | {
         name: (float(value), float(value)) for name, value in fixed.items() if not isinstance(value, bool)
     }
-    unit = {"density", "select_topk"} | ({"t"} if spec.name == "slerp" else set())
+    unit = {"density", "select_topk", "gamma"} | ({"t"} if spec.name == "slerp" else set())
     for name in unit & ranges.keys() & settings.keys():
         low, high = ranges[name]
         if low < 0 or high > 1:
             raise ConfigError(f"genome.parameters.{name}: {low} to {high} leaves 0 to 1, where it means something.")
     if spec.name.startswith("della"):
         (low, high), (_, epsilon) = ranges["density"], ranges["epsilon"]
+        if low >= 1 and any(s.name == "epsilon" for s in searched):
+            raise ConfigError(
+                f"genome.parameters.epsilon: with density {low:g} {spec.name} keeps everything and epsilon has no "
+                "effect. Give epsilon one value, or lower density."
+            )
         # density >= 1 keeps everything, without a look at epsilon; between, both ends must stay inside (0, 1).
         if low < 1 and (low - epsilon <= 0 or high + epsilon >= 1):
             raise ConfigError(

@@ -143,7 +143,8 @@ def result_from_dict(data: Mapping[str, Any]) -> Fitness | Failed:
 def write_durably(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all, even after a crash."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    # A judge's reply may hold half of a surrogate pair; backslashreplace writes it as JSON's own escape.
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

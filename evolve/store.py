@@ -47,7 +47,8 @@ class Store:
         except KeyError:
             raise StoreError(f"store.url: {url} has no study named {name}.") from None
         except Exception as error:  # whatever SQLAlchemy and the database driver raise
-            raise StoreError(f"store.url: {url} cannot be opened: {str(error).splitlines()[0]}") from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise StoreError(f"store.url: {url} cannot be opened: {reason}") from error
         self._search, self._others = opened
         self._rows: dict[str, Evaluation] = {}
         self._counts = {True: 0, False: 0}
@@ -113,5 +114,6 @@ class Store:
         return self._rows.get(key)
 
     def rows(self, *kinds: str) -> list[Evaluation]:
-        """All rows in the order recorded, or those of some kinds."""
-        return [row for row in self._rows.values() if not kinds or row.candidate.kind in kinds]
+        """All rows or those of some kinds: the search's first, each study's in the order recorded."""
+        chosen = [row for row in self._rows.values() if not kinds or row.candidate.kind in kinds]
+        return sorted(chosen, key=lambda row: (row.candidate.kind != "search", row.number))

@@ -23,6 +23,9 @@ from workers.models import Parent
 from workers.recipe import Recipe
 from workers.skeleton import build_skeleton, tokenise
 
+# The models are tiny, and threads that spin for each other on shared cores are a thousand times slower than one.
+torch.set_num_threads(1)
+
 TEXT = [
     "The river runs past the old mill and the quiet village below the hill.",
     "What is the capital of France? The capital of France is Paris.",

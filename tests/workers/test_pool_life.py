@@ -21,15 +21,14 @@ def one_job(llama: Any) -> Job:
 
 
 def test_a_job_that_takes_too_long_fails_after_its_attempts(spec: EngineSpec, pool_prompts: Any, llama: Any) -> None:
-    slow = {"search": pool_prompts["search"] * 400, "validation": pool_prompts["validation"]}
-    with Pool(
-        spec, slow, replace(GREEDY, max_new_tokens=120), count=1, max_attempts=1, evaluation_timeout_seconds=1
-    ) as pool:
+    slow = {"search": pool_prompts["search"] * 4000, "validation": pool_prompts["validation"]}
+    settings = replace(GREEDY, max_new_tokens=120)
+    with Pool(spec, slow, settings, count=1, max_attempts=1, evaluation_timeout_seconds=4) as pool:
         job = one_job(llama)
         failed, done = list(pool.run([job, replace(job, key="quick", split="validation")]))
         assert isinstance(failed, JobFailed)
         assert failed.stage == "worker"
-        assert "longer than 1 s (workers.evaluation_timeout_seconds)" in failed.reason
+        assert "longer than 4 s (workers.evaluation_timeout_seconds)" in failed.reason
         assert isinstance(done, Transcript)
 
 

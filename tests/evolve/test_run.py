@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from evolve.config import RunConfig
+from evolve.errors import RunStopped, StoreError
+from evolve.finals import standings
+from evolve.run import Run, run_names
+from evolve.views import history, ranking, show_dict
+
+MakeConfig = Callable[..., RunConfig]
+
+
+def finished(config: RunConfig, runs_dir: Path, name: str, landscape: Any, **how: Any) -> Run:
+    run = Run.create(config, runs_dir=runs_dir, name=name)
+    run.execute(landscape(run.transcripts, **how))
+    return run
+
+
+def essence(run: Run) -> list[tuple[Any, ...]]:
+    """What two equal runs share: everything but times."""
+    return [(r["key"], r["genotype"], r["recipe_hash"], r["fitness"], r["state"]) for r in history(run)]
+
+
+# 30 combinations of the budget's three numbers and of n, drawn once: each makes a whole run.
+_DRAW = random.Random(0)
+_BUDGETS = [
+    {
+        "layer_granularity": _DRAW.choice([0, 1]),
+        "filters": _DRAW.choice([[], ["self_attn"]]),
+        **_DRAW.choice(
+            [
+                {"max_fevals": _DRAW.randint(2, 40)},
+                {"max_fevals": _DRAW.randint(10, 40), "popsize": _DRAW.randint(2, 10)},
+                {"max_fevals": _DRAW.randint(12, 40), "generations": _DRAW.randint(1, 6)},
+                {"generations": _DRAW.randint(1, 4), "popsize": _DRAW.randint(2, 9)},
+                {"generations": _DRAW.randint(1, 3)},
+            ]
+        ),
+    }
+    for _ in range(30)
+]
+
+
+@pytest.mark.parametrize("combination", _BUDGETS, ids=lambda c: "-".join(f"{k[:3]}{v}" for k, v in c.items()))
+def test_history_holds_exactly_what_the_plan_says(
+    combination: dict[str, Any], make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    budget = {k: v for k, v in combination.items() if k in ("max_fevals", "generations", "popsize")}
+    config = make_config(
+        **{
+            "budget": budget,
+            "genome.layer_granularity": combination["layer_granularity"],
+            "genome.filters": combination["filters"],
+        }
+    )
+    run = finished(config, tmp_path, "r", landscape)
+    plan = run.state.plan
+    rows = history(run)
+    searched = [r for r in rows if r["kind"] == "search"]
+    assert len(searched) == plan.search_evaluations <= plan.max_fevals
+    if "max_fevals" in budget:
+        assert plan.max_fevals == budget["max_fevals"]
+    full = [r for r in searched if r["generation"] < plan.generations]
+    assert len(full) == plan.generations * plan.popsize
+    assert len(searched) - len(full) == plan.remainder
+    assert sum(r["kind"] in ("parent", "baseline") for r in rows) == plan.baselines
+    assert sum(r["kind"] == "finalist" for r in rows) <= plan.finalists
+    assert run.status == "finished"
+    assert run.state.stop_reason == "budget"
+
+
+def test_a_run_stopped_anywhere_resumes_to_the_same_history(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    config = make_config()
+    whole = finished(config, tmp_path, "whole", landscape)
+    total = len(history(whole))
+    for stop_after in range(1, total, 3):
+        run = Run.create(config, runs_dir=tmp_path, name=f"cut-{stop_after}")
+        first = landscape(run.transcripts, stop_after=stop_after)
+        with pytest.raises(KeyboardInterrupt):
+            run.execute(first)
+        assert first.cancelled
+        assert Run.open(run.name, runs_dir=tmp_path).status == "interrupted"
+        np.random.standard_normal(10_000)  # must not matter
+        again = Run.open(run.name, runs_dir=tmp_path)
+        second = landscape(run.transcripts)
+        again.execute(second)
+        assert essence(again) == essence(whole)
+        assert sorted(first.evaluated + second.evaluated) == sorted(r["key"] for r in history(whole))
+
+
+def test_resuming_a_finished_run_changes_nothing(make_config: MakeConfig, landscape: Any, tmp_path: Path) -> None:
+    run = finished(make_config(), tmp_path, "r", landscape)
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    again = Run.open("r", runs_dir=tmp_path)
+    evaluator = landscape(run.transcripts)
+    again.execute(evaluator)
+    assert evaluator.evaluated == []
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_complete_transcript_whose_row_is_missing_is_adopted(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    config = make_config()
+    whole = finished(config, tmp_path, "whole", landscape)
+    run = Run.create(config, runs_dir=tmp_path, name="cut")
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(landscape(run.transcripts, stop_after=5))
+    key = "search-0000-002"
+    source = (whole.transcripts / f"{key}.jsonl").read_text()
+    (run.transcripts / f"{key}.jsonl").write_text(source)
+    again = Run.open("cut", runs_dir=tmp_path)
+    evaluator = landscape(run.transcripts)
+    again.execute(evaluator)
+    assert key not in evaluator.evaluated
+    assert essence(again) == essence(whole)
+
+
+def test_stored_genotypes_are_told_and_drift_is_a_warning(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    config = make_config()
+    run = Run.create(config, runs_dir=tmp_path, name="r")
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(landscape(run.transcripts, stop_after=10))
+    # Another machine: what is asked again differs from what is stored. A different start does the same.
+    moved = make_config(**{"genome.parameters": {"weight": {"min": 0, "max": 1.5, "init": 0.5000001}}})
+    again = Run(run.folder, moved, Run.open("r", runs_dir=tmp_path).state, Run.open("r", runs_dir=tmp_path).store)
+    again.execute(landscape(run.transcripts))
+    assert again.status == "finished"
+    assert "away from those recorded" in again.state.warnings[0]
+    assert len(again.store.rows("search")) == again.state.plan.search_evaluations
+
+
+def test_a_first_generation_of_ties_does_not_end_the_run(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    run = finished(make_config(**{"budget.max_fevals": 30}), tmp_path, "r", landscape, fitness=lambda job: 0.0)
+    assert len(run.store.rows("search")) == 30
+    assert run.state.stop_reason == "budget"
+
+
+def test_a_failed_candidate_is_recorded_and_the_run_goes_on(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    counter = itertools.count()
+    run = finished(make_config(), tmp_path, "r", landscape, fitness=lambda job: None if next(counter) % 5 == 4 else 0.1)
+    rows = history(run)
+    failed = [r for r in rows if r["state"] == "failed"]
+    assert failed
+    assert all(r["fitness"] is None and r["failure"]["stage"] == "merge" for r in failed)
+    assert len([r for r in rows if r["kind"] == "search"]) == run.state.plan.search_evaluations
+
+
+def test_too_many_failures_stop_the_run_and_resuming_tries_them_again(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    run = Run.create(make_config(), runs_dir=tmp_path, name="r")
+    broken = landscape(run.transcripts, fitness=lambda job: None if "search-0001" in job.key else 0.3)
+    with pytest.raises(RunStopped, match=r"6 of 6 evaluations failed.*refused by the landscape"):
+        run.execute(broken)
+    stopped = Run.open("r", runs_dir=tmp_path)
+    assert stopped.status == "failed"
+    assert not [row for row in stopped.store.rows("search") if row.candidate.generation == 1]
+    stopped.execute(landscape(run.transcripts))
+    assert stopped.status == "finished"
+    assert all(row.value is not None for row in stopped.store.rows())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "reason"),
+    [
+        ("search.target_fitness", -1.0, "target_fitness"),
+        ("search.min_sigma", 0.24, "min_sigma"),
+        ("budget.max_hours", 1e-9, "wall_clock"),
+    ],
+)
+def test_stop_reasons_are_recorded_by_name(
+    setting: str, value: float, reason: str, make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    run = finished(make_config(**{setting: value, "budget.max_fevals": 60}), tmp_path, "r", landscape)
+    assert run.state.stop_reason == reason
+    assert show_dict(run)["stop_reason"] == reason
+    assert len(run.store.rows("search")) < 60
+
+
+def test_the_winner_is_the_best_on_validation_prompts_not_on_search_prompts(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    def flattering(job: Any) -> float:
+        noise = int(job.recipe.hash, 16) % 1000 / 1000
+        return noise if job.split == "search" else 0.5 - 0.5 * noise
+
+    run = finished(make_config(), tmp_path, "r", landscape, fitness=flattering)
+    found = standings(run.store.rows(), run.transcripts, "finalist")
+    winner = ranking(run)[0]
+    assert winner.standing is not None
+    assert winner.standing.value == max(s.value for s in found if s.value is not None)
+    best_searched = max((r for r in run.store.rows("search")), key=lambda r: r.value or 0)
+    assert winner.recipe.hash != best_searched.candidate.recipe.hash
+
+
+def test_the_history_is_a_plain_optuna_study(make_config: MakeConfig, landscape: Any, tmp_path: Path) -> None:
+    run = finished(make_config(), tmp_path, "r", landscape)
+    study = optuna.load_study(storage=f"sqlite:///{run.folder / 'history.db'}", study_name="r")
+    assert len(study.trials) == run.state.plan.search_evaluations
+    assert set(study.best_params) == {"weight of one", "weight of two"}
+    assert study.best_value == max(row.value for row in run.store.rows("search") if row.value is not None)
+
+
+def test_show_keeps_its_contract(make_config: MakeConfig, landscape: Any, tmp_path: Path) -> None:
+    run = finished(make_config(), tmp_path, "r", landscape)
+    shown = json.loads(json.dumps(show_dict(run)))
+    assert shown["evaluations"] == {"planned": 16, "complete": 16, "failed": 0}
+    assert shown["status"] == "finished"
+    assert {"rank", "recipe", "genotype", "search", "validation"} <= shown["best"].keys()
+    assert {"fitness", "stderr", "ci95"} <= shown["best"]["validation"].keys()
+    assert [set(p) >= {"model", "search", "validation"} for p in shown["parents"]] == [True, True]
+    assert shown["best"]["validation"]["ci95"][0] <= shown["best"]["validation"]["fitness"]
+
+
+def test_a_name_is_taken_once_and_a_missing_run_lists_those_there(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    finished(make_config(), tmp_path, "r", landscape)
+    with pytest.raises(StoreError, match="exists already"):
+        Run.create(make_config(), runs_dir=tmp_path, name="r")
+    with pytest.raises(StoreError, match="there: r"):
+        Run.open("other", runs_dir=tmp_path)
+    assert run_names(tmp_path) == ["r"]
+
+
+def test_a_second_driver_is_refused(make_config: MakeConfig, landscape: Any, tmp_path: Path) -> None:
+    run = Run.create(make_config(), runs_dir=tmp_path, name="r")
+
+    def while_running(job: Any) -> float:
+        other = Run.open("r", runs_dir=tmp_path)
+        assert other.status == "running"
+        with pytest.raises(StoreError, match="driven by another process"):
+            other.execute(landscape(run.transcripts))
+        return 0.5
+
+    run.execute(landscape(run.transcripts, fitness=while_running))
+
+
+def test_a_config_that_cannot_work_leaves_no_folder_behind(make_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r"no-such-parent"):
+        Run.create(
+            make_config(**{"genome.models": [str(tmp_path / "no-such-parent")]}), runs_dir=tmp_path / "runs", name="r"
+        )
+    assert run_names(tmp_path / "runs") == []
+    assert not (tmp_path / "runs" / "r").exists()
