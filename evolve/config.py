@@ -207,9 +207,10 @@ def _with_absolute_paths(data: dict[str, Any], root: Path) -> dict[str, Any]:
     result = dict(data)
     if isinstance(genome := data.get("genome"), Mapping):
         result["genome"] = genome = dict(genome)
-        for key in ("base_model", "tokenizer_source"):
-            if key in genome and genome[key] not in ("union", "base"):  # words of mergekit's
-                genome[key] = _absolute_model(genome[key], root)
+        if "base_model" in genome:
+            genome["base_model"] = _absolute_model(genome["base_model"], root)
+        if genome.get("tokenizer_source") not in (None, "union", "base"):  # the last two are mergekit's words
+            genome["tokenizer_source"] = _absolute_model(genome["tokenizer_source"], root)
         if isinstance(genome.get("models"), list):
             genome["models"] = [_absolute_model(name, root) for name in genome["models"]]
     store = data.get("store")

@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evolve.driver import Genotype
 from evolve.evaluation import Candidate, Evaluation
-from evolve.genome import Genome
 from evolve.outcome import read_answers
 from fitness.intervals import Difference, mean_interval, paired_difference
 from fitness.scores import Unscored
+
+if TYPE_CHECKING:
+    from evolve.driver import Genotype
+    from evolve.genome import Genome
 
 Interval = tuple[float, float]
 

@@ -40,6 +40,8 @@ class ParameterRange(BaseModel):
 def _kind_of_setting(value: object) -> str | None:
     if isinstance(value, Mapping | ParameterRange):
         return "range"
+    if isinstance(value, bool):
+        return "switch"
     try:
         float(value)  # type: ignore[arg-type]  # also of text: YAML reads 1e-5 as such
     except (TypeError, ValueError):
@@ -50,7 +52,8 @@ def _kind_of_setting(value: object) -> str | None:
 # With a discriminator a wrong value gives one message, not one per member of the union.
 Setting = Annotated[
     Annotated[ParameterRange, Tag("range")]
-    | Annotated[bool | Annotated[float, Field(allow_inf_nan=False)], Tag("number")],
+    | Annotated[bool, Tag("switch")]
+    | Annotated[float, Field(allow_inf_nan=False), Tag("number")],
     Discriminator(
         _kind_of_setting,
         custom_error_type="setting",

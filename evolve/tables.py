@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evolve.config import RunConfig
 from evolve.evaluation import Evaluation
 from evolve.finals import Standing
-from evolve.prepare import Prepared
 from evolve.run import Run
 from evolve.stopping import EXPLANATIONS
 from evolve.views import Ranked, against, ranking, stage_seconds
 from fitness.intervals import Difference
+
+if TYPE_CHECKING:
+    from evolve.config import RunConfig
+    from evolve.prepare import Prepared
 
 
 def plan_table(prepared: Prepared) -> RenderableType:

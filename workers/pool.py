@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -263,6 +264,7 @@ class Pool:
                 "num_cpus": max(_cores(), needed),
                 "object_store_memory": 256 * 2**20,  # only prompts and answers pass through it
             }
+        on_terminate = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -271,6 +273,9 @@ class Pool:
                 f"Ray could not connect to {where} ({_last_line(error)}). Check workers.ray_address."
             ) from error
         self._owns_ray = True
+        # Ray takes SIGTERM for itself ("this method overwrites the sigterm handler of the driver process").
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)
 
     def _resources(self) -> tuple[int, float, float]:
         """Workers, CPUs per worker, GPUs per worker."""

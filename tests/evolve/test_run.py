@@ -137,7 +137,8 @@ def test_stored_genotypes_are_told_and_drift_is_a_warning(
         run.execute(landscape(run.transcripts, stop_after=10))
     # Another machine: what is asked again differs from what is stored. A different start does the same.
     moved = make_config(**{"genome.parameters": {"weight": {"min": 0, "max": 1.5, "init": 0.5000001}}})
-    again = Run(run.folder, moved, Run.open("r", runs_dir=tmp_path).state, Run.open("r", runs_dir=tmp_path).store)
+    again = Run.open("r", runs_dir=tmp_path)
+    again.config = moved
     again.execute(landscape(run.transcripts))
     assert again.status == "finished"
     assert "away from those recorded" in again.state.warnings[0]

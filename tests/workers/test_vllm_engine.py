@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mergekit.scripts.run_yaml import main as mergekit_yaml
 
 from fitness.generation import PRESETS
 from fitness.responses import Response
@@ -97,8 +98,7 @@ def test_swapped_answers_are_those_of_fresh_engines(live: Live, tmp_path: Path) 
             export_model(recipe, Merger(live.family.folders, tokenizer=live.skeleton), live.skeleton, folder)
         else:
             (tmp_path / f"{method}.yml").write_text(recipe.yaml())
-            command = [str(Path(sys.executable).with_name("mergekit-yaml")), f"{folder}.yml", str(folder), "-q"]
-            subprocess.run(command, check=True, capture_output=True)
+            mergekit_yaml.main([f"{folder}.yml", str(folder), "--quiet"], standalone_mode=False)
         folders.append(folder)
     swapped = live.answer(*recipes)
     fresh = fresh_answers(folders, live.prompts, tmp_path)
