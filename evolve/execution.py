@@ -28,10 +28,10 @@ def execute(run: Run, evaluator: Evaluator | None, progress: Progress) -> None:
         RunStopped: a failure stopped it; resumable.
         KeyboardInterrupt: passed on; resumable.
     """
+    prepared = run.prepared()
     run.save(status="running", stop_reason=None)
     lent: AbstractContextManager[Evaluator]
     try:
-        prepared = run.prepared()
         progress.started(run.state.plan, len(run.store.rows()))
         if evaluator is None:
             progress.stage(f"starting {prepared.workers} {prepared.spec.engine} worker(s)")

@@ -44,7 +44,7 @@ def _kind_of_setting(value: object) -> str | None:
         return "switch"
     try:
         float(value)  # type: ignore[arg-type]  # also of text: YAML reads 1e-5 as such
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return "number"
 

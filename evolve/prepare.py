@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from workers.merge import Merger
 from workers.models import Architecture, Parent, check_compatible, read_architecture, resolve_parents
 from workers.pool import Pool
 from workers.recipe import Recipe, parent_recipe
-from workers.skeleton import build_skeleton, tokenise
+from workers.skeleton import build_skeleton, own_template, tokenise
 
 SPLITS: tuple[Split, Split] = ("search", "validation")
 
@@ -54,6 +55,7 @@ class Prepared:
         spec: what each worker starts.
         workers: how many.
         merger: merges in this process too (validation, export).
+        fingerprint: of what every candidate is asked and how it answers; a run must not change it half-way.
     """
 
     config: RunConfig
@@ -70,6 +72,7 @@ class Prepared:
     spec: EngineSpec
     workers: int
     merger: Merger
+    fingerprint: str
 
     @property
     def skeleton(self) -> Path:
@@ -113,6 +116,8 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
     start = genome.decode(genome.x0)
     for recipe in (start, *recipes):
         merger.validate(recipe)
+    if template is None:
+        template = own_template(parents[name] for name in names)
     skeleton = build_skeleton(start, parents, work_dir / "skeleton", chat_template=template)
     tokens = {split: _tokens(skeleton, by_split[split], template) for split in SPLITS}
     longest = max(len(ids) for split in SPLITS for _, ids in tokens[split])
@@ -151,6 +156,7 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
         spec=spec,
         workers=workers,
         merger=Merger(folders, tokenizer=skeleton),
+        fingerprint=_fingerprint(prompts, tokens, generation),
     )
 
 
@@ -198,6 +204,11 @@ def _tokens(skeleton: Path, prompts: Sequence[Prompt], template: str | None) -> 
     conversations = [[{"role": m.role, "content": m.content} for m in prompt.messages] for prompt in prompts]
     ids = tokenise(skeleton, conversations, chat_template=template)
     return [(prompt.id, tokens) for prompt, tokens in zip(prompts, ids, strict=True)]
+
+
+def _fingerprint(prompts: Sequence[Prompt], tokens: Mapping[Split, Any], generation: Generation) -> str:
+    content = repr((prompts, [tokens[split] for split in SPLITS], generation))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _baselines(config: RunConfig, genome: Genome, recipes: Sequence[Recipe], out_dtype: str) -> list[Candidate]:

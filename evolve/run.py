@@ -44,6 +44,7 @@ class State:
         plan: frozen when the run was created.
         versions: of the libraries that the run was created with.
         warnings: what a reader of the results should know.
+        fingerprint: of prompts, chat template, tokenizer and generation settings when the run was created.
         created: UTC, ISO 8601.
     """
 
@@ -53,6 +54,7 @@ class State:
     plan: Plan
     versions: dict[str, str]
     warnings: tuple[str, ...]
+    fingerprint: str
     created: str
 
 
@@ -113,8 +115,13 @@ class Run:
         try:
             prepared = prepare(config, folder)
             store = Store(config.store.url or default_url(folder), name, create=True)
-            state = State("interrupted", None, 0.0, prepared.plan, versions(), (), datetime.now(UTC).isoformat())
-            document = config.model_dump(mode="json")
+            now = datetime.now(UTC).isoformat()
+            state = State(
+                "interrupted", None, 0.0, prepared.plan, versions(), (), fingerprint=prepared.fingerprint, created=now
+            )
+            # `auto` may mean another engine on the machine that resumes, and engines differ in their last digits.
+            workers = config.workers.model_copy(update={"engine": prepared.spec.engine})
+            document = config.model_copy(update={"workers": workers}).model_dump(mode="json")
             store.describe({"config": document, "plan": prepared.plan.to_dict(), "versions": state.versions})
             (folder / "transcripts").mkdir()
             write_durably(folder / "config.yaml", yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
@@ -168,11 +175,21 @@ class Run:
             execute(self, evaluator, progress or Silent())
 
     def prepared(self) -> Prepared:
-        """The checked config; checks it where that has not been done in this process."""
+        """The checked config; checks it where that has not been done in this process.
+
+        Raises:
+            UserMistake: it cannot work any more, or what is asked has changed since the run was created.
+        """
         if self._prepared is None:
             from evolve.prepare import prepare
 
-            self._prepared = prepare(self.config, self.folder, plan=self.state.plan)
+            prepared = prepare(self.config, self.folder, plan=self.state.plan)
+            if prepared.fingerprint != self.state.fingerprint:
+                raise StoreError(
+                    f"run {self.name}: the prompts, the chat template or a tokenizer changed since it was created, so "
+                    "new scores could not be compared with those recorded. Restore them, or start a new run."
+                )
+            self._prepared = prepared
         return self._prepared
 
     def save(self, **changes: Any) -> None:

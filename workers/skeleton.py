@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -53,6 +53,16 @@ def build_skeleton(recipe: Recipe, parents: Mapping[str, Parent], out: Path, *, 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
+
+
+def own_template(parents: Iterable[Parent]) -> str | None:
+    """The chat template of the first parent that carries one (Jinja text), ``None`` where none does."""
+    for parent in parents:
+        template = AutoTokenizer.from_pretrained(parent.folder).chat_template
+        if template:
+            # Some tokenizers name several; the one for chatting is called "default".
+            return template if isinstance(template, str) else template.get("default")
+    return None
 
 
 def tokenise(

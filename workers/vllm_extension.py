@@ -54,9 +54,29 @@ class MergeExtension:
         except Exception as error:  # half-way through: the model is a mixture that no later reload repairs
             reason = " ".join(str(stream.failure or error).split()) or type(error).__name__
             return {"stage": "merge", "reason": reason, "fatal": True}
+        _refresh_tied_heads(self.model_runner.get_model())
         if stream.failure is not None:
             return {"stage": stream.failure.stage, "reason": stream.failure.reason, "fatal": False}
         return None
+
+
+def _refresh_tied_heads(model: torch.nn.Module) -> None:
+    """Has tied output heads derive again what they derive from the embedding.
+
+    A reload handles a tied head as not given and leaves it as it was ("Limitations" in
+    ``vllm.model_executor.model_loader.reload``). Its weight is the embedding's and therefore new, but on a CPU vLLM
+    multiplies by a packed copy of it, which is old: without this, answers come from two models.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    embeddings = {
+        module.weight.data_ptr()
+        for module in model.modules()
+        if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
+    }
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead) and module.weight.data_ptr() in embeddings:
+            module.quant_method.process_weights_after_loading(module)
 
 
 class _CompleteStream:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+import yaml
 
+import evolve
 from evolve.config import RunConfig
 from evolve.errors import RunStopped, StoreError
 from evolve.finals import standings
@@ -263,3 +265,28 @@ def test_a_config_that_cannot_work_leaves_no_folder_behind(make_config: MakeConf
         )
     assert run_names(tmp_path / "runs") == []
     assert not (tmp_path / "runs" / "r").exists()
+
+
+def test_prompts_changed_since_the_run_began_are_refused(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path, prompts_file: Path
+) -> None:
+    own = tmp_path / "prompts.jsonl"
+    own.write_text(prompts_file.read_text())
+    run = Run.create(make_config(**{"prompts.files": [str(own)]}), runs_dir=tmp_path, name="r")
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(landscape(run.transcripts, stop_after=4))
+    own.write_text(prompts_file.read_text().replace("country 3", "country 33"))
+    with pytest.raises(StoreError, match="changed since it was created"):
+        Run.open("r", runs_dir=tmp_path).execute(landscape(run.transcripts))
+    own.write_text(prompts_file.read_text())
+    Run.open("r", runs_dir=tmp_path).execute(landscape(run.transcripts))
+    assert Run.open("r", runs_dir=tmp_path).status == "finished"
+
+
+def test_from_python_it_is_the_same(config_data: dict[str, Any], landscape: Any, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config_data))
+    config = evolve.load_config(tmp_path / "run.yaml", ["budget.max_fevals=7"])
+    run = evolve.Run.create(config, runs_dir=tmp_path / "runs", name="r")
+    run.execute(landscape(run.transcripts))
+    assert evolve.Run.open("r", runs_dir=tmp_path / "runs").status == "finished"
+    assert run.config.workers.engine == "transformers"
