@@ -19,6 +19,8 @@ with warnings.catch_warnings():
 
 Genotype = NDArray[np.float64]
 
+_LARGEST_STEP = 1 / 3  # as pycma's option maxstd_boundrange
+
 
 class Driver:
     """Proposes genotypes and learns from their fitness.
@@ -48,6 +50,8 @@ class Driver:
             sigma,
             {
                 "bounds": [[0.0] * n, [1.0] * n],
+                # pycma caps the step at a third of the box, and raises when it has to with one coordinate: see tell.
+                **({"maxstd": np.inf} if n == 1 else {}),
                 "popsize": self._popsize,
                 "seed": np.nan,
                 "randn": lambda *shape: self._rng.standard_normal(shape),
@@ -103,6 +107,8 @@ class Driver:
             return False
         worst = min(scored)
         self._es.tell(list(genotypes), [-(worst if f is None else f) for f in fitness])
+        if len(self.mean) == 1 and (step := float(self._es.stds[0])) > _LARGEST_STEP:
+            self._es.sigma *= _LARGEST_STEP / step
         return True
 
     def _restart(self) -> None:

@@ -1,4 +1,4 @@
-"""What the README says can be typed: its commands parse, its targets exist, its configs are valid, its files are there."""
+"""What the README says holds: commands parse, targets exist, configs are valid, files are there."""
 
 from __future__ import annotations
 

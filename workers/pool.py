@@ -320,9 +320,11 @@ class Pool:
                 return error
             if left == 0:
                 ray.kill(worker)
+                free = ray.available_resources()
                 return (
-                    f"the {self._spec.engine} engine did not start within {self._start_timeout_seconds:g} s. "
-                    "Raise workers.start_timeout_seconds."
+                    f"the {self._spec.engine} engine did not start within {self._start_timeout_seconds:g} s "
+                    f"(free in Ray: {free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs). "
+                    "Raise workers.start_timeout_seconds, or free what other jobs of the cluster hold."
                 )
         return "cancelled"
 

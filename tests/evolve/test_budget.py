@@ -4,12 +4,14 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from evolve.budget import BudgetConfig, Plan, default_popsize, make_plan, resolve_search
 from evolve.errors import ConfigError
+
+unhurried = settings(deadline=None)  # the machine may be busy
 
 dimensions = st.integers(1, 400)
 workers = st.integers(1, 16)
@@ -27,6 +29,7 @@ def plan(n: int = 8, **settings: Any) -> Plan:
     return make_plan(dimensions=n, budget=BudgetConfig(**given_budget), **rest)
 
 
+@unhurried
 @given(dimensions, workers, st.booleans(), st.fixed_dictionaries(maybe), st.integers(1, 9), st.integers(1, 3))
 def test_budget_never_exceeds_max_fevals_and_adds_up(
     n: int, count: int, noisy: bool, budget: dict[str, int | None], top_k: int, repeats: int
@@ -50,10 +53,9 @@ def test_budget_never_exceeds_max_fevals_and_adds_up(
     assert found.to_dict()["remainder"] == found.remainder
 
 
+@unhurried
 @given(dimensions, workers, st.booleans(), st.fixed_dictionaries(maybe))
-def test_what_was_resolved_resolves_to_itself(
-    n: int, count: int, noisy: bool, budget: dict[str, int | None]
-) -> None:
+def test_what_was_resolved_resolves_to_itself(n: int, count: int, noisy: bool, budget: dict[str, int | None]) -> None:
     """Where the remainder does not hold a whole generation, all three numbers are consistent."""
     try:
         popsize, generations, max_fevals = resolve_search(dimensions=n, workers=count, noisy=noisy, **budget)
@@ -64,6 +66,7 @@ def test_what_was_resolved_resolves_to_itself(
     assert resolve_search(dimensions=n, workers=count, noisy=noisy, **again) == (popsize, generations, max_fevals)
 
 
+@unhurried
 @given(dimensions, workers, st.integers(2, 3000), st.integers(2, 200))
 def test_max_fevals_and_popsize_give_generations(n: int, count: int, max_fevals: int, popsize: int) -> None:
     assume(popsize <= max_fevals)
@@ -71,12 +74,14 @@ def test_max_fevals_and_popsize_give_generations(n: int, count: int, max_fevals:
     assert (found.generations, found.remainder) == divmod(max_fevals, popsize)
 
 
+@unhurried
 @given(dimensions, workers, st.integers(1, 300), st.integers(2, 200))
 def test_generations_and_popsize_give_max_fevals(n: int, count: int, generations: int, popsize: int) -> None:
     found = plan(n, generations=generations, popsize=popsize, workers=count)
     assert (found.max_fevals, found.remainder) == (generations * popsize, 0)
 
 
+@unhurried
 @given(dimensions, workers, st.integers(2, 3000), st.integers(1, 300))
 def test_max_fevals_and_generations_give_popsize(n: int, count: int, max_fevals: int, generations: int) -> None:
     assume(max_fevals // generations >= 2)
@@ -85,6 +90,7 @@ def test_max_fevals_and_generations_give_popsize(n: int, count: int, max_fevals:
     assert found.remainder < generations
 
 
+@unhurried
 @given(dimensions, workers, st.booleans())
 def test_the_default_popsize_is_pycmas_rounded_up_to_the_workers(n: int, count: int, noisy: bool) -> None:
     pycma = (4 + math.floor(3 * math.log(n))) * (2 if noisy else 1)
@@ -118,6 +124,7 @@ def test_a_budget_below_the_default_popsize_is_one_generation_of_all_of_it() -> 
     assert (found.popsize, found.generations, found.remainder) == (5, 1, 0)
 
 
+@unhurried
 @given(st.integers(2, 500), st.integers(1, 100), st.integers(2, 100))
 def test_three_numbers_that_contradict_each_other_show_the_arithmetic(
     max_fevals: int, generations: int, popsize: int
@@ -161,6 +168,7 @@ def test_numbers_that_mean_nothing_are_refused(budget: dict[str, Any]) -> None:
         BudgetConfig(**budget)
 
 
+@unhurried
 @given(st.integers(1, 12), st.integers(1, 6), st.integers(2, 12), st.integers(1, 3), st.data())
 def test_finalists_are_the_leaders_there_can_be_and_the_mean(
     generations: int, popsize: int, top_k: int, repeats: int, data: st.DataObject
@@ -173,6 +181,7 @@ def test_finalists_are_the_leaders_there_can_be_and_the_mean(
     assert found.finalists == (1 + min(top_k, others)) * repeats + (0 if remainder else 1)
 
 
+@unhurried
 @given(st.integers(0, 9))
 def test_baselines_are_counted_on_both_splits(models: int) -> None:
     assert plan(max_fevals=10, baseline_models=models).baselines == 2 * models

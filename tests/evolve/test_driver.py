@@ -56,23 +56,23 @@ def test_draws_from_numpys_global_generator_change_nothing() -> None:
     undisturbed = populations(start(), 12)
 
     def disturb() -> None:
-        np.random.random(10_000)  # noqa: NPY002
+        np.random.random(10_000)
 
     assert identical(populations(start(), 12, between=disturb), undisturbed)
 
 
 def test_reseeding_numpys_global_generator_changes_nothing() -> None:
-    assert identical(populations(start(), 12, between=lambda: np.random.seed(3)), populations(start(), 12))  # noqa: NPY002
+    assert identical(populations(start(), 12, between=lambda: np.random.seed(3)), populations(start(), 12))
 
 
 def test_numpys_global_generator_is_neither_read_nor_written() -> None:
-    np.random.seed(11)  # noqa: NPY002
-    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(11)
+    before = np.random.get_state()
     driver = start()
     populations(driver, 12)
     driver.tell(driver.ask(), [0.0] * 8)  # a restart too
     driver.sample(3)
-    after = np.random.get_state()  # noqa: NPY002
+    after = np.random.get_state()
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 

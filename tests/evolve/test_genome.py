@@ -26,6 +26,8 @@ from workers.merge import Merger
 from workers.models import Architecture, read_architecture
 from workers.recipe import Recipe
 
+unhurried = settings(deadline=None)  # the machine may be busy
+
 # A range for every number in mergekit's registry; a new one there fails these tests until it has one here.
 RANGES: dict[str, dict[str, Any]] = {
     "weight": {"min": 0.1, "max": 1.2},
@@ -286,6 +288,7 @@ def places(draw: st.DrawFn, numbers: st.SearchStrategy[float] = units) -> tuple[
     return genome, draw(st.lists(numbers, min_size=genome.dimensions, max_size=genome.dimensions))
 
 
+@unhurried
 @given(places())
 def test_decoded_values_stay_inside_their_range(place: tuple[Genome, list[float]]) -> None:
     genome, genotype = place
@@ -295,6 +298,7 @@ def test_decoded_values_stay_inside_their_range(place: tuple[Genome, list[float]
         assert coordinate.low <= values[coordinate.name] <= coordinate.high
 
 
+@unhurried
 @given(
     st.floats(-1e3, 1e3).filter(lambda x: x == 0 or abs(x) > 1e-6),
     st.floats(1e-3, 1e3),
@@ -309,6 +313,7 @@ def test_no_range_is_left_by_rounding(low: float, width: float, x: float, scale:
     assert coordinate.decode(1.0) == pytest.approx(low + width)
 
 
+@unhurried
 @given(st.floats(1e-3, 10), st.floats(0.1, 100), units, st.sampled_from(["linear", "log"]))
 def test_encoding_undoes_decoding(low: float, width: float, x: float, scale: Any) -> None:
     coordinate = Coordinate("c", "c", None, 0, 0, low, low + width, low, scale)
@@ -320,7 +325,7 @@ def test_log_scale_searches_the_exponent() -> None:
     assert [coordinate.decode(x) for x in (0, 0.25, 0.5, 1)] == pytest.approx([1e-4, 1e-3, 1e-2, 1])
 
 
-@settings(deadline=None)
+@unhurried
 @given(places(insides), st.data())
 def test_decoding_is_injective(place: tuple[Genome, list[float]], data: st.DataObject) -> None:
     genome, genotype = place
@@ -331,7 +336,7 @@ def test_decoding_is_injective(place: tuple[Genome, list[float]], data: st.DataO
     assert genome.decode(genotype).hash == genome.decode(list(genotype)).hash
 
 
-@settings(deadline=None)
+@unhurried
 @given(places())
 def test_what_is_decoded_is_plain_finite_data(place: tuple[Genome, list[float]]) -> None:
     genome, genotype = place
@@ -358,9 +363,9 @@ def share_cells(recipe: Recipe) -> list[list[float]]:
     return [list(cell) for column in columns for cell in zip(*column, strict=True)]
 
 
-@settings(deadline=None)
-@given(places(), st.sampled_from(["shares", "ties"]), st.data())
-def test_shares_sum_to_one_in_every_group_and_filter(_: Any, name: str, data: st.DataObject) -> None:
+@unhurried
+@given(st.sampled_from(["shares", "ties"]), st.data())
+def test_shares_sum_to_one_in_every_group_and_filter(name: str, data: st.DataObject) -> None:
     genome = GENOMES[name]
     size = genome.dimensions
     cells = share_cells(genome.decode(data.draw(st.lists(units, min_size=size, max_size=size))))
