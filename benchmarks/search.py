@@ -82,7 +82,16 @@ def cma_es(prepared: Prepared, ask: Asked, seed: int) -> float:
     genome, plan, settings = prepared.genome, prepared.plan, prepared.config.search
     driver = Driver(genome.x0, sigma0=settings.sigma0, popsize=plan.popsize, seed=seed)
     never = StopConditions(target_fitness=None, min_sigma=0, stagnation_generations=plan.generations, max_seconds=None)
-    search(genome, plan, driver, never, evaluate, seconds=lambda: 0.0, progress=Silent())
+    search(
+        genome,
+        plan,
+        driver,
+        never,
+        evaluate,
+        recorded=lambda _: False,
+        seconds=lambda: 0.0,
+        progress=Silent(),
+    )
     assert len(seen) == plan.max_fevals
     return best_of(seen)
 

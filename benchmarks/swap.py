@@ -1,6 +1,6 @@
 """How long until a new merge answers: swapped into a live vLLM engine, or written by mergekit for a fresh engine.
 
-    python benchmarks/swap.py [--hidden 512] [--layers 8] [--method ties] [--swaps 5]
+    python benchmarks/swap.py [--hidden 256] [--layers 4] [--method ties] [--swaps 5]
 
 Both ways are timed in the same run on the same random Llama-shaped models, up to and including the first token of an
 answer. The fresh way is timed as a script would do it: mergekit's merge to disk, then a new process with a new engine;
@@ -125,8 +125,8 @@ def child(role: str, request: dict[str, Any], root: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--method", choices=("linear", "task_arithmetic", "ties"), default="ties")
     parser.add_argument("--swaps", type=int, default=5)
     parser.add_argument("--role", choices=("live", "fresh"), help=argparse.SUPPRESS)

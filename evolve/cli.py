@@ -89,6 +89,9 @@ def runs(runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
     from evolve.views import show_dict
 
     found = [Run.open(name, runs_dir=runs_dir) for name in run_names(runs_dir)]
+    if not found and not as_json:
+        typer.echo(f"There are no runs in {runs_dir.resolve()}. Start one with: evolve run CONFIG")
+        return
     if as_json:
         keys = ("name", "status", "stop_reason", "evaluations", "generation")
         _print_json([{key: value for key, value in show_dict(one).items() if key in keys} for one in found])
@@ -215,13 +218,12 @@ def _main(arguments: list[str]) -> int:
 
 
 def _execute(run: Run) -> None:
+    from evolve.run import resume_command
     from evolve.tables import closing_table, status_lines
     from evolve.terminal import TerminalProgress
 
     console = Console()
-    again = f"evolve resume {run.name}" + (
-        "" if run.folder.parent == RUNS.resolve() else f" --runs-dir {run.folder.parent}"
-    )
+    again = resume_command(run)
     try:
         with TerminalProgress(console) as progress:
             run.execute(progress=progress)

@@ -41,6 +41,7 @@ class Driver:
         self._popsize = popsize
         self._sigma0 = sigma0
         self._restarts = 0
+        self._mean_before_restart: Genotype | None = None
         self._start(np.asarray(x0, dtype=np.float64), sigma0)
 
     def _start(self, x0: Genotype, sigma: float) -> None:
@@ -67,7 +68,9 @@ class Driver:
 
     @property
     def mean(self) -> Genotype:
-        """(n,) float64 in [0, 1]: the distribution mean."""
+        """(n,) float64 in [0, 1]: the mean of the last distribution that has learned something."""
+        if self._mean_before_restart is not None:
+            return self._mean_before_restart
         return np.clip(np.asarray(self._es.result.xfavorite, dtype=np.float64), 0.0, 1.0)
 
     @property
@@ -105,6 +108,7 @@ class Driver:
         if not scored or max(scored) == min(scored):
             self._restart()
             return False
+        self._mean_before_restart = None
         worst = min(scored)
         self._es.tell(list(genotypes), [-(worst if f is None else f) for f in fitness])
         if len(self.mean) == 1 and (step := float(self._es.stds[0])) > _LARGEST_STEP:
@@ -113,5 +117,6 @@ class Driver:
 
     def _restart(self) -> None:
         self._restarts += 1
+        self._mean_before_restart = self.mean
         x0 = self._rng.uniform(0.1, 0.9, size=len(self.mean))
-        self._start(x0, min(self._sigma0 * 1.25**self._restarts, 0.5))
+        self._start(x0, min(self._sigma0 * 1.25**self._restarts, _LARGEST_STEP))

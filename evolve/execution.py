@@ -82,6 +82,7 @@ def _stages(run: Run, prepared: Prepared, evaluator: Evaluator, progress: Progre
             max_seconds=None if config.budget.max_hours is None else config.budget.max_hours * 3600,
         ),
         ledger.evaluate,
+        recorded=lambda key: run.store.get(key) is not None,
         seconds=clock.seconds,
         progress=progress,
     )

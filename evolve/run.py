@@ -104,6 +104,7 @@ class Run:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
             raise StoreError(f"--name {name!r}: use letters, digits, dots, dashes and underscores.")
         folder = Path(runs_dir).resolve() / name
+        _clear_torn_creation(folder)
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -218,6 +219,22 @@ def run_names(runs_dir: Path | str = "runs") -> list[str]:
     """Names of the runs in a folder, oldest first."""
     found = Path(runs_dir).glob("*/run.json")
     return [path.parent.name for path in sorted(found, key=lambda p: (p.parent / "config.yaml").stat().st_mtime)]
+
+
+def resume_command(run: Run) -> str:
+    """What to type to go on with a run, from the present folder."""
+    runs_dir = run.folder.parent
+    return f"evolve resume {run.name}" + ("" if runs_dir == Path("runs").resolve() else f" --runs-dir {runs_dir}")
+
+
+def _clear_torn_creation(folder: Path) -> None:
+    """Remove what a creation that was killed has left: it evaluated nothing, and nothing of anybody else's is there."""
+    if (folder / "run.json").exists() or not folder.is_dir():
+        return
+    own = ("skeleton", ".skeleton-", "history.db", "transcripts", "config.yaml", "run.json.tmp")
+    evaluated = any((folder / "transcripts").glob("*.jsonl"))
+    if not evaluated and all(entry.name.startswith(own) for entry in folder.iterdir()):
+        shutil.rmtree(folder)
 
 
 def versions() -> dict[str, str]:

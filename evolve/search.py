@@ -45,6 +45,7 @@ def search(
     conditions: StopConditions,
     evaluate: Evaluate,
     *,
+    recorded: Callable[[str], bool],
     seconds: Callable[[], float],
     progress: Progress,
 ) -> Searched:
@@ -56,14 +57,19 @@ def search(
         driver: CMA-ES, fresh from its seed.
         conditions: when to end before the budget does.
         evaluate: candidates to rows, in their order.
+        recorded: whether the history holds the evaluation of a key.
         seconds: wall-clock seconds of searching so far, over all sittings.
         progress: who watches.
     """
     history: list[Generation] = []
     drift = 0.0
     stop: StopReason | None = None
-    while len(history) < plan.generations and (stop := conditions.check(history, seconds=seconds())) is None:
+    while len(history) < plan.generations:
         number = len(history)
+        # What is recorded is replayed whatever the clock says: it was evaluated within the limit.
+        spent = 0.0 if recorded(_key(number, 0)) else seconds()
+        if (stop := conditions.check(history, seconds=spent)) is not None:
+            break
         asked = driver.ask()
         rows = evaluate([_candidate(genome, x, number, index) for index, x in enumerate(asked)])
         stored = [_genotype(row) for row in rows]
@@ -79,9 +85,13 @@ def search(
     return Searched(stop, mean, drift)
 
 
+def _key(generation: int, index: int) -> str:
+    return f"search-{generation:04d}-{index:03d}"
+
+
 def _candidate(genome: Genome, genotype: Genotype, generation: int, index: int, label: str = "") -> Candidate:
     return Candidate(
-        key=f"search-{generation:04d}-{index:03d}",
+        key=_key(generation, index),
         kind="search",
         label=label or f"candidate {generation}.{index}",
         recipe=genome.decode(genotype),

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from evolve.evaluation import Evaluation
 from evolve.finals import Standing
-from evolve.run import Run
+from evolve.run import Run, resume_command
 from evolve.stopping import EXPLANATIONS
 from evolve.views import Ranked, against, ranking, stage_seconds
 from fitness.intervals import Difference
@@ -53,6 +53,7 @@ def plan_table(prepared: Prepared) -> RenderableType:
     table.add_row(
         "All evaluations", f"{plan.total_evaluations}  on {prepared.workers} {prepared.spec.engine} worker(s)"
     )
+    table.add_row("Answers", _answers(prepared))
     table.add_row(
         "Prompts", f"{len(prepared.prompts['search'])} search, {len(prepared.prompts['validation'])} validation"
     )
@@ -110,7 +111,8 @@ def closing_table(run: Run) -> RenderableType:
 
 def verdict(difference: Difference) -> str:
     """Whether the winner is better, or honestly that one cannot tell."""
-    interval = f"95% interval [{difference.low:.3f}, {difference.high:.3f}], probability {difference.p_better:.3f}"
+    probability = f"{difference.p_better:.3f}" if difference.p_better < 0.9995 else "above 0.999"
+    interval = f"95% interval [{difference.low:.3f}, {difference.high:.3f}], probability {probability}"
     if difference.low > 0:
         return f"the winner is better by {difference.mean:.3f}, {interval}."
     if difference.high < 0:
@@ -142,22 +144,23 @@ def status_lines(run: Run) -> list[str]:
         lines.append("seconds per evaluation: " + ", ".join(f"{stage} {value:.2f}" for stage, value in means.items()))
     lines.append(f"history: {run.folder}")
     if run.status in ("interrupted", "failed"):
-        lines.append(f"go on with: evolve resume {run.name}{_runs_dir(run)}")
+        lines.append(f"go on with: {resume_command(run)}")
     return lines
 
 
 def history_table(rows: list[dict[str, Any]]) -> Table:
     """A line per evaluation, from the JSON of ``evolve history``."""
-    table = Table("number", "label", "split", "fitness", "stderr", "merge s", "generate s", "judge s", "failure")
+    table = Table("number", "what", "asked", "fitness", "stderr", "seconds", "failure")
     for row in rows:
         failure = row["failure"]
+        seconds = sum(value for value in row["seconds"].values() if value is not None)
         table.add_row(
             str(row["number"]),
-            row["label"],
+            _short(row["label"]),
             row["split"],
             _number(row["fitness"]),
             _number(row["stderr"]),
-            *(_number(row["seconds"][stage]) for stage in ("merge", "generate", "judge")),
+            f"{seconds:.1f}",
             f"{failure['stage']}: {failure['reason']}" if failure else "",
         )
     return table
@@ -187,10 +190,6 @@ def line_of(row: Evaluation) -> str:
     return f"{c.split:<10} {_short(c.label)}: {outcome} ({seconds})"
 
 
-def _runs_dir(run: Run) -> str:
-    return "" if run.folder.parent.name == "runs" else f" --runs-dir {run.folder.parent}"
-
-
 def _popsize_reason(config: RunConfig, workers: int) -> str:
     if config.budget.popsize is not None:
         return "as you asked"
@@ -199,6 +198,18 @@ def _popsize_reason(config: RunConfig, workers: int) -> str:
     doubled = ", doubled for noise" if config.search.noise == "high" else ""
     rounded = f", rounded up to a multiple of {workers} workers" if workers > 1 else ""
     return f"4 + floor(3 ln n){doubled}{rounded}"
+
+
+def _answers(prepared: Prepared) -> str:
+    """How much is generated and judged, for an estimate of time and cost."""
+    plan, config = prepared.plan, prepared.config
+    on_validation = plan.baselines // 2 + min(plan.finalists, (1 + config.finalists.top_k) * config.finalists.repeats)
+    searched = (plan.total_evaluations - on_validation) * len(prepared.prompts["search"])
+    answers = searched + on_validation * len(prepared.prompts["validation"])
+    text = f"about {answers}, each of at most {prepared.generation.max_new_tokens} tokens"
+    if config.fitness.judge is not None:
+        text += f"; {answers * config.fitness.judge.samples} requests to the judge {config.fitness.judge.model}"
+    return text
 
 
 def _stops(config: RunConfig) -> list[str]:

@@ -243,11 +243,14 @@ def answers_of_export(model: Path, folder: Path) -> list[str]:
 
 
 def no_processes_left(folder: Path) -> bool:
-    """Whether every process that was started in the folder is gone (Ray's workers take a moment)."""
-    for _ in range(100):
+    """Whether every process that was started in the folder is gone.
+
+    After kill -9 of the driver Ray's two agents take about a minute to notice; engines are gone within seconds.
+    """
+    for _ in range(150):
         if not any(_works_in(pid, folder) for pid in Path("/proc").iterdir() if pid.name.isdigit()):
             return True
-        time.sleep(0.2)
+        time.sleep(1)
     return False
 
 

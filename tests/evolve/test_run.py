@@ -290,3 +290,30 @@ def test_from_python_it_is_the_same(config_data: dict[str, Any], landscape: Any,
     run.execute(landscape(run.transcripts))
     assert evolve.Run.open("r", runs_dir=tmp_path / "runs").status == "finished"
     assert run.config.workers.engine == "transformers"
+
+
+def test_the_clock_does_not_stop_the_replay_of_what_is_recorded(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    whole = finished(make_config(), tmp_path, "whole", landscape)
+    run = Run.create(make_config(**{"budget.max_hours": 1.0}), runs_dir=tmp_path, name="cut")
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(landscape(run.transcripts, stop_after=len(history(whole)) - 2))  # among the finalists
+    again = Run.open("cut", runs_dir=tmp_path)
+    again.save(seconds=3601.0)  # the limit was used up since
+    again.execute(landscape(run.transcripts))
+    assert essence(again) == essence(whole)
+
+
+def test_a_creation_that_was_killed_does_not_take_the_name(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    torn = tmp_path / "r"
+    (torn / "skeleton").mkdir(parents=True)
+    (torn / "history.db").write_bytes(b"")
+    assert finished(make_config(), tmp_path, "r", landscape).status == "finished"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("not evolve's")
+    with pytest.raises(StoreError, match="exists already"):
+        Run.create(make_config(), runs_dir=tmp_path, name="mine")
+    assert (tmp_path / "mine" / "notes.txt").exists()
