@@ -7,6 +7,8 @@ BIN := .venv/bin
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
 EXTRA ?=
+# OpenMP threads that wait by spinning starve each other where several processes share the cores.
+export OMP_WAIT_POLICY ?= PASSIVE
 ARGS ?=
 
 .PHONY: help setup demo test test-fast test-gpu check bench clean

@@ -88,7 +88,12 @@ def runs(runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
     from evolve.tables import runs_table
     from evolve.views import show_dict
 
-    found = [Run.open(name, runs_dir=runs_dir) for name in run_names(runs_dir)]
+    found = []
+    for name in run_names(runs_dir):
+        try:
+            found.append(Run.open(name, runs_dir=runs_dir))
+        except UserMistake as error:  # one damaged run must not hide the others
+            typer.echo(f"left out: {error}", err=True)
     if not found and not as_json:
         typer.echo(f"There are no runs in {runs_dir.resolve()}. Start one with: evolve run CONFIG")
         return
@@ -200,6 +205,8 @@ def main() -> None:
 def _main(arguments: list[str]) -> int:
     from evolve.resources import refuse_foreign_packages
 
+    # OpenMP threads that wait by spinning starve each other where several processes share the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         refuse_foreign_packages()

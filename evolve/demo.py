@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from transformers.utils.logging import disable_progress_bar
 
 from evolve.config import load_config
 from evolve.demo_models import DemoModels, train_demo_models
@@ -52,6 +53,7 @@ def run_demo(*, seed: int, name: str, runs_dir: Path, overrides: Sequence[str], 
 
 def demo_models(console: Console) -> DemoModels:
     """The demo's three models, trained now or found in the cache."""
+    disable_progress_bar()  # transformers' own, of writing a few megabytes
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, TaskID] = {}

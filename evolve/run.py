@@ -139,16 +139,22 @@ class Run:
         """Open a run that exists.
 
         Raises:
-            StoreError: there is no such run.
+            StoreError: there is no such run, or its files cannot be read.
         """
         folder = Path(runs_dir).resolve() / name
         if not (folder / "run.json").is_file():
             known = ", ".join(run_names(runs_dir)) or "none"
             raise StoreError(f"no run named {name} in {folder.parent}; there: {known}. Is --runs-dir right?")
-        document = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        data = json.loads((folder / "run.json").read_text())
-        state = State(**{**data, "plan": Plan(**data["plan"]), "warnings": tuple(data["warnings"])})
-        return cls(folder, state, Store(document["store"]["url"] or default_url(folder), name))
+        try:
+            data = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            state = State(**{**data, "plan": Plan(**data["plan"]), "warnings": tuple(data["warnings"])})
+            url = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["store"]["url"]
+        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+            raise StoreError(
+                f"{folder}: run.json or config.yaml cannot be read ({type(error).__name__}: {error}); another version "
+                "of this tool wrote it, or it is damaged. Open it with the version that made it."
+            ) from None
+        return cls(folder, state, Store(url or default_url(folder), name))
 
     def execute(self, evaluator: Evaluator | None = None, *, progress: Progress | None = None) -> None:
         """Run, or go on where the run stopped. Does nothing to a finished run.

@@ -168,7 +168,9 @@ def history_table(rows: list[dict[str, Any]]) -> Table:
 
 def answers_table(questions: list[str], columns: dict[str, list[str]]) -> Table:
     """The same questions answered by several models, side by side."""
-    table = Table("question", *columns, title="The same questions", title_justify="left", show_lines=True)
+    table = Table(title="The same questions", title_justify="left", show_lines=True)
+    for header in ("question", *columns):
+        table.add_column(header, overflow="fold")
     for index, question in enumerate(questions):
         table.add_row(question, *(answers[index] for answers in columns.values()))
     return table

@@ -18,10 +18,17 @@ from mergekit.options import MergeOptions
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from fitness.generation import Generation
+from fitness.responses import Response
 from workers.engine import EngineSpec
+from workers.job import Job, Transcript
 from workers.models import Parent
+from workers.pool import Pool
 from workers.recipe import Recipe
 from workers.skeleton import build_skeleton, tokenise
+
+# The models are tiny, and threads that spin for each other on shared cores are a thousand times slower than one.
+torch.set_num_threads(1)
 
 TEXT = [
     "The river runs past the old mill and the quiet village below the hill.",
@@ -34,6 +41,15 @@ TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests for a GPU are skipped, with the reason, where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU that torch can use"))
 
 
 @dataclass(frozen=True)
@@ -234,3 +250,35 @@ def pool_prompts(spec: EngineSpec, conversations: Any) -> dict[str, list[tuple[s
     """The conversations as the prompts of a pool, two of them for validation."""
     pairs = [(f"p{i}", ids) for i, ids in enumerate(tokenise(spec.skeleton, conversations))]
     return {"search": pairs, "validation": pairs[:2]}
+
+
+@dataclass(frozen=True)
+class Live:
+    """A pool with one live vLLM engine, and what it was built from."""
+
+    pool: Pool
+    family: Family
+    skeleton: Path
+    prompts: list[tuple[str, list[int]]]
+
+    def answer(self, *recipes: Recipe) -> list[tuple[Response, ...]]:
+        jobs = [Job(str(i), recipe, "search") for i, recipe in enumerate(recipes)]
+        results = {int(result.job.key): result for result in self.pool.run(jobs)}
+        transcripts = [results[i] for i in range(len(recipes))]
+        assert all(isinstance(t, Transcript) for t in transcripts), transcripts
+        return [t.responses for t in transcripts if isinstance(t, Transcript)]
+
+
+def start_live(family: Family, folder: Path, conversations: Any, settings: Generation, **changes: Any) -> Live:
+    skeleton = build_skeleton(family.recipe("linear"), family.parents, folder, chat_template=None)
+    prompts = [(f"p{i}", ids) for i, ids in enumerate(tokenise(skeleton, conversations))]
+    spec = EngineSpec("vllm", skeleton, family.folders, max_model_len=256, **changes)
+    pool = Pool(spec, {"search": prompts, "validation": prompts[:1]}, settings, count=1)
+    pool.start()
+    return Live(pool, family, skeleton, prompts)
+
+
+@pytest.fixture(scope="session")
+def live_vllm() -> Callable[..., Live]:
+    """Starts a pool with one vLLM engine: ``live_vllm(family, folder, conversations, settings, **spec)``; close it."""
+    return start_live

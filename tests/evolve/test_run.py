@@ -317,3 +317,11 @@ def test_a_creation_that_was_killed_does_not_take_the_name(
     with pytest.raises(StoreError, match="exists already"):
         Run.create(make_config(), runs_dir=tmp_path, name="mine")
     assert (tmp_path / "mine" / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "{]", '{"plan": {}}'])
+def test_a_damaged_run_is_one_message(damage: str, make_config: MakeConfig, landscape: Any, tmp_path: Path) -> None:
+    Run.create(make_config(), runs_dir=tmp_path, name="r")
+    (tmp_path / "r" / "run.json").write_text(damage)
+    with pytest.raises(StoreError, match=r"run\.json or config\.yaml cannot be read"):
+        Run.open("r", runs_dir=tmp_path)
