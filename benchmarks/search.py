@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import math
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,44 +37,53 @@ from workers.job import Job
 
 
 class Asked:
-    """Evaluates candidates, each recipe once: what was scored before is remembered."""
+    """Evaluates candidates, each recipe once per split: what was scored before is remembered."""
 
     def __init__(self, evaluator: Evaluator) -> None:
         self._evaluator = evaluator
-        self._known: dict[str, Evaluation] = {}
+        self._known: dict[tuple[str, str], Evaluation] = {}
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
-        new = {c.recipe.hash: c for c in candidates if c.recipe.hash not in self._known}
-        jobs = [Job(key, c.recipe, c.split) for key, c in new.items()]
-        for outcome in self._evaluator.evaluate(jobs):
-            key = outcome.job.recipe.hash
+        asked = {(c.recipe.hash, c.split): c for c in candidates}
+        new = {key: c for key, c in asked.items() if key not in self._known}
+        for outcome in self._evaluator.evaluate([Job("-".join(key), c.recipe, c.split) for key, c in new.items()]):
+            key = (outcome.job.recipe.hash, outcome.job.split)
             self._known[key] = Evaluation(new[key], outcome.result, outcome.seconds, None)
-        return [Evaluation(c, self._known[c.recipe.hash].result, {}, None) for c in candidates]
+        return [Evaluation(c, self._known[c.recipe.hash, c.split].result, {}, None) for c in candidates]
+
+    def validated(self, rows: Sequence[Evaluation]) -> Found:
+        """The best of some rows, and how it does on the validation prompts."""
+        best = max(rows, key=lambda row: row.value if row.value is not None else -math.inf)
+        (unseen,) = self([replace(best.candidate, split="validation")])
+        assert best.value is not None
+        assert unseen.value is not None
+        return Found(best.value, unseen.value)
 
     def best(self) -> float:
-        """The best fitness seen by anybody."""
-        return max(row.value for row in self._known.values() if row.value is not None)
+        """The best search fitness seen by anybody."""
+        return max(row.value for (_, split), row in self._known.items() if split == "search" and row.value is not None)
 
 
-def best_of(rows: Sequence[Evaluation]) -> float:
-    return max(row.value for row in rows if row.value is not None)
+@dataclass(frozen=True)
+class Found:
+    """The best search fitness of one way of searching, and that recipe's fitness on unseen prompts."""
+
+    search: float
+    validation: float
+
+    def line(self, known: float) -> str:
+        return f"{self.search:.4f} ({self.search / known:.3f} of the best known), unseen {self.validation:.4f}"
 
 
-def grid(prepared: Prepared, ask: Asked, points: int) -> float:
+def grid(prepared: Prepared, ask: Asked, points: int) -> Found:
     """A person's grid: the same pair of weights in every layer, ``points`` x ``points`` over the searched range."""
     config = prepared.config.genome.model_copy(update={"layer_granularity": 0, "filters": ()})
     genome = Genome(config, prepared.architecture, out_dtype=prepared.out_dtype)
-    ticks = np.linspace(0, 1, points)
-    rows = ask(
-        [
-            Candidate(f"grid-{i}", "search", "grid", genome.decode(pair), "search", genotype=pair)
-            for i, pair in enumerate(itertools.product(ticks, repeat=genome.dimensions))
-        ]
-    )
-    return best_of(rows)
+    pairs = itertools.product(np.linspace(0, 1, points), repeat=genome.dimensions)
+    return ask.validated(ask([candidate(genome, pair) for pair in pairs]))
 
 
-def cma_es(prepared: Prepared, ask: Asked, seed: int) -> float:
+def cma_es(prepared: Prepared, ask: Asked, seed: int) -> Found:
     seen: list[Evaluation] = []
 
     def evaluate(candidates: Sequence[Candidate]) -> list[Evaluation]:
@@ -79,35 +91,30 @@ def cma_es(prepared: Prepared, ask: Asked, seed: int) -> float:
         seen.extend(rows)
         return rows
 
-    genome, plan, settings = prepared.genome, prepared.plan, prepared.config.search
-    driver = Driver(genome.x0, sigma0=settings.sigma0, popsize=plan.popsize, seed=seed)
-    never = StopConditions(target_fitness=None, min_sigma=0, stagnation_generations=plan.generations, max_seconds=None)
+    plan, settings = prepared.plan, prepared.config.search
     search(
-        genome,
+        prepared.genome,
         plan,
-        driver,
-        never,
+        Driver(prepared.genome.x0, sigma0=settings.sigma0, popsize=plan.popsize, seed=seed),
+        StopConditions(target_fitness=None, min_sigma=0, stagnation_generations=plan.generations, max_seconds=None),
         evaluate,
         recorded=lambda _: False,
         seconds=lambda: 0.0,
         progress=Silent(),
     )
     assert len(seen) == plan.max_fevals
-    return best_of(seen)
+    return ask.validated(seen)
 
 
-def random_search(prepared: Prepared, ask: Asked, seed: int) -> float:
+def random_search(prepared: Prepared, ask: Asked, seed: int) -> Found:
     rng = np.random.default_rng(seed)
-    genome = prepared.genome
-    points = rng.uniform(size=(prepared.plan.max_fevals, genome.dimensions))
-    return best_of(
-        ask(
-            [
-                Candidate(f"random-{i}", "search", "random", genome.decode(x), "search", genotype=tuple(x))
-                for i, x in enumerate(points)
-            ]
-        )
-    )
+    points = rng.uniform(size=(prepared.plan.max_fevals, prepared.genome.dimensions))
+    return ask.validated(ask([candidate(prepared.genome, point) for point in points]))
+
+
+def candidate(genome: Genome, point: Sequence[float]) -> Candidate:
+    genotype = tuple(float(x) for x in point)
+    return Candidate("benchmark", "search", "benchmark", genome.decode(genotype), "search", genotype=genotype)
 
 
 def main() -> None:
@@ -120,8 +127,8 @@ def main() -> None:
     console = Console(width=110)
     models = demo_models(console)
     settings = [
-        f"genome.models=[{models.persona}, {models.facts}]",
-        f"genome.base_model={models.base}",
+        f"genome.models={json.dumps([str(models.persona), str(models.facts)])}",
+        f"genome.base_model={json.dumps(str(models.base))}",
         f"budget.max_fevals={options.max_fevals}",
         *options.overrides,
     ]
@@ -138,19 +145,13 @@ def main() -> None:
             known = ask.best()
     print(f"best search fitness known: {known:.4f}; budget {options.max_fevals}, n = {prepared.genome.dimensions}")
     if by_grid is not None:
-        print(
-            f"grid of {options.grid} x {options.grid} over one pair of weights: {by_grid:.4f} ({by_grid / known:.3f})"
-        )
+        print(f"grid of {options.grid} x {options.grid} over one pair of weights: {by_grid.line(known)}")
     for seed, evolved, drawn in found:
-        print(
-            f"seed {seed}: CMA-ES {evolved:.4f} ({evolved / known:.3f} of best known), random {drawn:.4f}"
-            f" ({drawn / known:.3f}), CMA-ES / random {evolved / drawn:.3f}"
-        )
-    reached = sum(evolved >= 0.9 * known for _, evolved, _ in found)
-    print(
-        f"CMA-ES reached 0.9 of the best known in {reached} of {len(found)} seeds,"
-        f" random search in {sum(drawn >= 0.9 * known for *_, drawn in found)}"
-    )
+        print(f"seed {seed}: CMA-ES {evolved.line(known)}")
+        print(f"        random {drawn.line(known)}; CMA-ES / random {evolved.search / drawn.search:.3f}")
+    for name, values in (("CMA-ES", [e for _, e, _ in found]), ("random search", [d for *_, d in found])):
+        reached = sum(value.search >= 0.9 * known for value in values)
+        print(f"{name} reached 0.9 of the best known in {reached} of {len(values)} seeds")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def runs(runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
     """List all runs."""
     from evolve.run import Run, run_names
     from evolve.tables import runs_table
-    from evolve.views import show_dict
+    from evolve.views import summary_dict
 
     found = []
     for name in run_names(runs_dir):
@@ -98,8 +98,7 @@ def runs(runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
         typer.echo(f"There are no runs in {runs_dir.resolve()}. Start one with: evolve run CONFIG")
         return
     if as_json:
-        keys = ("name", "status", "stop_reason", "evaluations", "generation")
-        _print_json([{key: value for key, value in show_dict(one).items() if key in keys} for one in found])
+        _print_json([summary_dict(one) for one in found])
     else:
         Console().print(runs_table(found))
 
@@ -225,20 +224,11 @@ def _main(arguments: list[str]) -> int:
 
 
 def _execute(run: Run) -> None:
-    from evolve.run import resume_command
     from evolve.tables import closing_table, status_lines
-    from evolve.terminal import TerminalProgress
+    from evolve.terminal import drive
 
     console = Console()
-    again = resume_command(run)
-    try:
-        with TerminalProgress(console) as progress:
-            run.execute(progress=progress)
-    except KeyboardInterrupt:
-        console.print(f"\nEverything finished is recorded. Go on with: {again}", markup=False, highlight=False)
-        raise
-    except RunStopped as error:
-        raise RunStopped(f"{error}\nGo on with: {again}") from error
+    drive(run, console)
     console.print(closing_table(run))
     for line in status_lines(run):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

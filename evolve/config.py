@@ -134,7 +134,7 @@ class RunConfig(BaseModel):
     store: StoreConfig = StoreConfig()
     """Where the history is kept."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the search's random source."""
 
     root: Path = Path()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from evolve.outcome import read_answers
 from evolve.resources import cache_dir, configs_dir
 from evolve.run import Run, run_names
 from evolve.tables import answers_table, closing_table, status_lines
-from evolve.terminal import TerminalProgress
+from evolve.terminal import drive
 from evolve.views import ranking
 
 _SAMPLES = 6
@@ -36,17 +37,18 @@ def run_demo(*, seed: int, name: str, runs_dir: Path, overrides: Sequence[str], 
     models = demo_models(console)
     if name in run_names(runs_dir):
         run = Run.open(name, runs_dir=runs_dir)
-        console.print(f"Run {name} exists ({run.status}): going on with it. For a new one give --name or --seed.")
+        console.print(
+            f"Run {name} exists ({run.status}): going on with it as it is. For a new one give --name or --seed."
+        )
     else:
         settings = [
-            f"genome.models=[{models.persona}, {models.facts}]",
-            f"genome.base_model={models.base}",
+            f"genome.models={json.dumps([str(models.persona), str(models.facts)])}",
+            f"genome.base_model={json.dumps(str(models.base))}",
             f"seed={seed}",
             *overrides,
         ]
         run = Run.create(load_config(configs_dir() / "demo" / "run.yaml", settings), runs_dir=runs_dir, name=name)
-    with TerminalProgress(console) as progress:
-        run.execute(progress=progress)
+    drive(run, console)
     show_result(run, console)
     console.print(f"The demo took {(time.monotonic() - begun) / 60:.1f} min.", highlight=False)
 
@@ -73,7 +75,10 @@ def demo_models(console: Console) -> DemoModels:
 def show_result(run: Run, console: Console) -> None:
     """Table, recipe, answers side by side, and where the history lies."""
     console.print(closing_table(run))
-    winner = ranking(run)[0]
+    ranked = ranking(run)
+    if not ranked:
+        return
+    winner = ranked[0]
     console.print("\nThe winner as a mergekit configuration:\n")
     console.print(winner.recipe.yaml(), markup=False, highlight=False, soft_wrap=True)
     rows = [row for row in run.store.rows("parent") if row.candidate.split == "validation"]

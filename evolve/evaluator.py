@@ -20,6 +20,8 @@ from fitness.prompts import Prompt
 from fitness.scorer import Scorer
 from workers.job import Job, JobFailed, Split, Transcript
 
+_POLL_SECONDS = 0.5  # how soon a cancel from another thread is noticed
+
 
 class Evaluator(Protocol):
     """Whatever can evaluate jobs."""
@@ -70,6 +72,7 @@ class EngineEvaluator:
         self._prompts = prompts
         self._folder = transcripts
         self._min_scored_share = min_scored_share
+        self._cancelled = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._scoring = threading.Thread(target=self._loop.run_forever, name="scoring", daemon=True)
         self._scoring.start()
@@ -87,15 +90,24 @@ class EngineEvaluator:
             except BaseException as error:  # a dead background task must end the run loudly
                 done.put(error)
 
-        threading.Thread(target=answer, name="answering", daemon=True).start()
-        for _ in jobs:
-            outcome = done.get()
+        answering = threading.Thread(target=answer, name="answering", daemon=True)
+        answering.start()
+        missing = len(jobs)
+        while missing and not self._cancelled.is_set():
+            try:
+                outcome = done.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                continue
             if isinstance(outcome, BaseException):
                 raise outcome
+            missing -= 1
             yield outcome
+        # A worker may still be replaced after the last outcome; the pool is free when its run has ended.
+        answering.join()
 
     def cancel(self) -> None:
-        """Drop what is in flight; what was answered but not scored is dropped too."""
+        """Drop what is in flight; what was answered but not scored is dropped too. For good: no jobs follow."""
+        self._cancelled.set()
         self._pool.cancel()
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from evolve.progress import Progress
 from evolve.run import Run, versions
 from evolve.search import Searched, search
 from evolve.stopping import StopConditions
+from fitness.errors import UserMistake
 from workers.errors import WorkersLost
 
 
@@ -50,14 +51,18 @@ def execute(run: Run, evaluator: Evaluator | None, progress: Progress) -> None:
     except WorkersLost as error:
         run.save(status="failed", stop_reason=str(error))
         raise RunStopped(str(error)) from error
-    except BaseException as error:
+    except (UserMistake, RunStopped) as error:
         run.save(status="failed", stop_reason=str(error))
         raise
+    except Exception as error:  # a full disk, a locked database, a bug: what is recorded is safe
+        reason = f"{type(error).__name__}: {error}"
+        run.save(status="failed", stop_reason=reason)
+        raise RunStopped(reason) from error
     run.save(status="finished", stop_reason=searched.stop_reason)
 
 
 def _stages(run: Run, prepared: Prepared, evaluator: Evaluator, progress: Progress) -> Searched:
-    config, genome, plan = run.config, prepared.genome, run.state.plan
+    config, genome = run.config, prepared.genome
     ledger = Ledger(
         run.store,
         evaluator,
@@ -71,7 +76,23 @@ def _stages(run: Run, prepared: Prepared, evaluator: Evaluator, progress: Progre
     ledger.evaluate([c for c in prepared.baselines if c.split == "search"])
     progress.stage("search")
     clock = _Stopwatch(run)
-    searched = search(
+    try:
+        searched = _search(run, prepared, ledger, clock, progress)
+    finally:
+        clock.seconds()  # keeps the time of a generation that was cut short, too
+    if searched.drift > 0:
+        _warn_of_drift(run, searched.drift, progress)
+    progress.stage("finalists and parents on validation prompts")
+    found = config.finalists
+    rows = run.store.rows("search")
+    chosen = finalists(genome, rows, searched.mean, top_k=found.top_k, repeats=found.repeats)
+    ledger.evaluate([*(c for c in prepared.baselines if c.split == "validation"), *chosen])
+    return searched
+
+
+def _search(run: Run, prepared: Prepared, ledger: Ledger, clock: _Stopwatch, progress: Progress) -> Searched:
+    config, genome, plan = run.config, prepared.genome, run.state.plan
+    return search(
         genome,
         plan,
         Driver(genome.x0, sigma0=config.search.sigma0, popsize=plan.popsize, seed=config.seed),
@@ -86,14 +107,6 @@ def _stages(run: Run, prepared: Prepared, evaluator: Evaluator, progress: Progre
         seconds=clock.seconds,
         progress=progress,
     )
-    if searched.drift > 0:
-        _warn_of_drift(run, searched.drift, progress)
-    progress.stage("finalists and parents on validation prompts")
-    found = config.finalists
-    rows = run.store.rows("search")
-    chosen = finalists(genome, rows, searched.mean, top_k=found.top_k, repeats=found.repeats)
-    ledger.evaluate([*(c for c in prepared.baselines if c.split == "validation"), *chosen])
-    return searched
 
 
 class _Stopwatch:

@@ -6,23 +6,36 @@ from pathlib import Path
 
 import yaml
 
+from evolve.errors import StoreError
 from evolve.outcome import write_durably
+from evolve.prepare import baseline_recipes, parents_of
 from evolve.run import Run
 from evolve.tables import closing_table, plain
 from evolve.views import Ranked
+from workers.errors import CandidateFailed
 from workers.export import export_model
+from workers.merge import Merger
+from workers.models import fingerprint
 
 
 def export_ranked(run: Run, ranked: Ranked, out: Path) -> None:
     """Write a ranked recipe as a Hugging Face folder, checked tensor by tensor, with card and recipe beside it.
 
     Raises:
-        UserMistake: ``out`` exists, or a parent is not where it was.
+        UserMistake: ``out`` exists or cannot be written, or a parent is not what it was.
     """
-    prepared = run.prepared()
-    export_model(ranked.recipe, prepared.merger, prepared.skeleton, out)
-    write_durably(out / "mergekit_config.yml", ranked.recipe.yaml())
-    write_durably(out / "README.md", _card(run, ranked))
+    parents = parents_of(run.config, baseline_recipes(run.config))
+    run.check_unchanged("models", fingerprint(parents.values()))
+    skeleton = run.folder / "skeleton"
+    merger = Merger({name: parent.folder for name, parent in parents.items()}, tokenizer=skeleton)
+    try:
+        export_model(ranked.recipe, merger, skeleton, out)
+        write_durably(out / "mergekit_config.yml", ranked.recipe.yaml())
+        write_durably(out / "README.md", _card(run, ranked))
+    except CandidateFailed as error:
+        raise StoreError(f"the recipe of {ranked.label} cannot be merged: {error.reason}") from error
+    except OSError as error:
+        raise StoreError(f"--out {out}: cannot be written: {error.strerror or error}.") from error
 
 
 def _card(run: Run, ranked: Ranked) -> str:

@@ -95,7 +95,9 @@ def leaders(rows: Sequence[Evaluation]) -> list[Evaluation]:
     )
 
 
-def standings(rows: Sequence[Evaluation], transcripts: Path, kind: str) -> list[Standing]:
+def standings(
+    rows: Sequence[Evaluation], transcripts: Path, kind: str, *, bounds: Interval | None = None
+) -> list[Standing]:
     """The models of a kind with their validation fitness; finalists best first, others as configured."""
     searched = {row.candidate.recipe.hash: row for row in reversed(rows) if row.candidate.split == "search"}
     groups: dict[str, list[Evaluation]] = {}
@@ -115,7 +117,7 @@ def standings(rows: Sequence[Evaluation], transcripts: Path, kind: str) -> list[
                 search=own[0] if own else searched.get(group[0].candidate.recipe.hash),
                 validation=validation,
                 value=float(np.mean(list(values.values()))) if values else None,
-                ci95=mean_interval(list(values.values())) if values else None,
+                ci95=mean_interval(list(values.values()), bounds=bounds) if values else None,
             )
         )
     if kind == "finalist":
@@ -123,13 +125,15 @@ def standings(rows: Sequence[Evaluation], transcripts: Path, kind: str) -> list[
     return found
 
 
-def compare(winner: Standing, other: Standing, transcripts: Path) -> Difference | None:
+def compare(
+    winner: Standing, other: Standing, transcripts: Path, *, bounds: Interval | None = None
+) -> Difference | None:
     """How much better the winner is, paired over the validation prompts that both have a score for."""
     a, b = (prompt_scores(s.validation, transcripts) for s in (winner, other))
     common = [key for key in a if key in b]
     if not common:
         return None
-    return paired_difference([a[key] for key in common], [b[key] for key in common])
+    return paired_difference([a[key] for key in common], [b[key] for key in common], bounds=bounds)
 
 
 def prompt_scores(rows: Sequence[Evaluation], transcripts: Path) -> dict[str, float]:

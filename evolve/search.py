@@ -67,7 +67,8 @@ def search(
     while len(history) < plan.generations:
         number = len(history)
         # What is recorded is replayed whatever the clock says: it was evaluated within the limit.
-        spent = 0.0 if recorded(_key(number, 0)) else seconds()
+        begun = any(recorded(_key(number, index)) for index in range(plan.popsize))
+        spent = 0.0 if begun else seconds()
         if (stop := conditions.check(history, seconds=spent)) is not None:
             break
         asked = driver.ask()

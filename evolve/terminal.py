@@ -12,10 +12,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from evolve.budget import Plan
+from evolve.errors import RunStopped
 from evolve.evaluation import Evaluation
+from evolve.run import Run, resume_command
 from evolve.stopping import Generation
 from evolve.tables import line_of
 from evolve.views import stage_seconds
+
+
+def drive(run: Run, console: Console) -> None:
+    """Execute a run with its progress shown; says how to go on where it is cut short.
+
+    Raises:
+        RunStopped: a failure stopped it.
+        KeyboardInterrupt: passed on.
+    """
+    try:
+        with TerminalProgress(console) as progress:
+            run.execute(progress=progress)
+    except KeyboardInterrupt:
+        console.print(
+            f"\nEverything finished is recorded. Go on with: {resume_command(run)}", markup=False, highlight=False
+        )
+        raise
+    except RunStopped as error:
+        raise RunStopped(f"{error}\nGo on with: {resume_command(run)}") from error
 
 
 class TerminalProgress:

@@ -46,7 +46,7 @@ def ranking(run: Run) -> list[Ranked]:
     """All scored recipes of the search, best first."""
     found: list[Ranked] = []
     seen: set[str] = set()
-    for standing in standings(run.store.rows(), run.transcripts, "finalist"):
+    for standing in _standings(run, "finalist"):
         if standing.value is not None:
             c = standing.validation[0].candidate
             seen.add(c.recipe.hash)
@@ -61,23 +61,17 @@ def ranking(run: Run) -> list[Ranked]:
 
 def against(run: Run, winner: Ranked) -> list[tuple[Standing, Difference | None]]:
     """Parents and baselines, each with how much better the winner is on the validation prompts."""
-    rows = run.store.rows()
-    others = standings(rows, run.transcripts, "parent") + standings(rows, run.transcripts, "baseline")
-    return [
-        (other, None if winner.standing is None else compare(winner.standing, other, run.transcripts))
-        for other in others
-    ]
+    others = _standings(run, "parent") + _standings(run, "baseline")
+    if winner.standing is None:
+        return [(other, None) for other in others]
+    bounds = run.state.score_bounds
+    return [(other, compare(winner.standing, other, run.transcripts, bounds=bounds)) for other in others]
 
 
-def show_dict(run: Run) -> dict[str, Any]:
-    """The JSON of ``evolve show``."""
+def summary_dict(run: Run) -> dict[str, Any]:
+    """The JSON of ``evolve runs``, a part of that of ``evolve show``; reads no transcript."""
     rows = run.store.rows("search")
     failed = sum(1 for row in rows if row.value is None)
-    every = run.store.rows()
-    ranked = ranking(run)
-    best = ranked[0] if ranked else None
-    compared = against(run, best) if best else [(s, None) for s in standings(every, run.transcripts, "parent")]
-    entries = [(standing, _standing(standing, difference)) for standing, difference in compared]
     generations = [row.candidate.generation for row in rows if row.candidate.generation is not None]
     return {
         "name": run.name,
@@ -88,8 +82,19 @@ def show_dict(run: Run) -> dict[str, Any]:
             "complete": len(rows) - failed,
             "failed": failed,
         },
-        "all_evaluations": {"planned": run.state.plan.total_evaluations, "recorded": len(every)},
         "generation": max(generations, default=None),
+    }
+
+
+def show_dict(run: Run) -> dict[str, Any]:
+    """The JSON of ``evolve show``."""
+    ranked = ranking(run)
+    best = ranked[0] if ranked else None
+    compared = against(run, best) if best else [(s, None) for s in _standings(run, "parent")]
+    entries = [(standing, _standing(standing, difference)) for standing, difference in compared]
+    return {
+        **summary_dict(run),
+        "all_evaluations": {"planned": run.state.plan.total_evaluations, "recorded": len(run.store.rows())},
         "best": best.to_dict() if best else None,
         "finalists": [r.to_dict() for r in ranked if r.standing is not None],
         "parents": [data for standing, data in entries if standing.kind == "parent"],
@@ -131,6 +136,10 @@ def stage_seconds(rows: Sequence[Evaluation]) -> dict[str, float]:
     """Mean seconds per evaluation by stage."""
     stages = ("merge", "generate", "judge")
     return {s: math.fsum(row.seconds.get(s, 0.0) for row in rows) / len(rows) for s in stages} if rows else {}
+
+
+def _standings(run: Run, kind: str) -> list[Standing]:
+    return standings(run.store.rows(), run.transcripts, kind, bounds=run.state.score_bounds)
 
 
 def _order(row: Evaluation) -> tuple[int, int, int, int]:

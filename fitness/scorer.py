@@ -38,6 +38,14 @@ class FitnessConfig(BaseModel):
     min_scored_share: float = Field(default=0.9, ge=0, le=1)
     """Fewest scored answers, as a share, for an evaluation to count; below it the evaluation has failed."""
 
+    @property
+    def score_bounds(self) -> tuple[float, float]:
+        """The least and the greatest score that an answer can have, by the signs of the weights."""
+        total = math.fsum(abs(term.weight) for term in self.terms)
+        low = math.fsum(min(term.weight, 0.0) for term in self.terms)
+        high = math.fsum(max(term.weight, 0.0) for term in self.terms)
+        return low / total, high / total
+
     @model_validator(mode="after")
     def _fits_together(self) -> FitnessConfig:
         refuse_shared_labels(self.terms, "terms")
@@ -82,6 +90,11 @@ class Scorer:
             raise ValueError(f"responses do not answer the prompts: asked {asked}, answered {answered}")
         pairs = zip(prompts, responses, strict=True)
         return tuple(await asyncio.gather(*(self._score(prompt, response) for prompt, response in pairs)))
+
+    @property
+    def rubric_version(self) -> str | None:
+        """Content hash of the judge's rubric, ``None`` without a judge."""
+        return None if self._judge is None else self._judge.rubric.version
 
     async def close(self) -> None:
         """Closes the judge's connections."""

@@ -249,5 +249,17 @@ def start_engine(spec: EngineSpec) -> Engine:
 
 
 def count_workers(config: WorkersConfig) -> int:
-    """How many workers a run has, as far as this machine can tell: ``count``, else one per rank group of GPUs."""
-    return config.count or max(1, torch.cuda.device_count() // config.tensor_parallel_size)
+    """How many workers a run has: ``count``, else one per group of this machine's GPUs that a worker reserves.
+
+    Raises:
+        EngineSetupError: a cluster is named without a count.
+    """
+    if config.count is not None:
+        return config.count
+    if config.ray_address is not None:
+        raise EngineSetupError(
+            "workers.count: give it together with workers.ray_address: the plan depends on the number of workers, "
+            "and a cluster's size can change."
+        )
+    per_worker = config.gpus_per_worker or config.tensor_parallel_size
+    return max(1, int(torch.cuda.device_count() / per_worker))

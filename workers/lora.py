@@ -38,6 +38,7 @@ def merge_adapter(name: str, base: Path, adapter: Path, *, cache_dir: Path) -> P
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".merging-"))
         try:
             _merge(name, base, adapter, temporary)
+            temporary.chmod(0o755)
             temporary.replace(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -85,7 +86,8 @@ def _fingerprint(*folders: Path) -> str:
     digest = hashlib.sha256()
     for folder in folders:
         digest.update(str(folder.resolve()).encode())
-        for file in sorted(folder.glob("*.safetensors")):
+        # adapter_config.json holds the scale (alpha, rank) and the targets.
+        for file in sorted([*folder.glob("*.safetensors"), *folder.glob("adapter_config.json")]):
             status = file.stat()
             digest.update(f"{file.name}:{status.st_size}:{status.st_mtime_ns}".encode())
     return digest.hexdigest()[:12]

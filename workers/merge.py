@@ -141,13 +141,14 @@ class Merger:
         try:
             with _seeded(recipe.mask_seed, name):
                 tensor = self._execute(task.tensor_task)
+            dtype = dtype_from_name(task.dtype)
         except Exception as error:
             raise CandidateFailed("merge", f"tensor {name}: {_one_line(error)}") from error
         if tensor is None:
             if task.optional:
                 return None
             raise CandidateFailed("merge", f"tensor {name}: no model has it")
-        merged: torch.Tensor = tensor.to(dtype_from_name(task.dtype)) if task.dtype else tensor
+        merged: torch.Tensor = tensor.to(dtype) if dtype is not None else tensor
         if merged.is_floating_point() and not torch.isfinite(merged).all():
             raise CandidateFailed("merge", f"tensor {name}: the merge gave NaN or infinity")
         return merged

@@ -115,6 +115,8 @@ class Pool:
         Raises:
             WorkersLost: no worker can be started any more.
         """
+        if self._feed is not None:
+            raise RuntimeError("a pool does one run at a time; the last one has not ended")
         feed = self._feed = Feed(jobs)
         results: queue.Queue[Transcript | JobFailed | BaseException | None] = queue.Queue()
         threads = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from mergekit.common import set_config_value
 from transformers import AutoConfig, AutoTokenizer
 
 from workers.checkpoint import TOKENIZER_FILES
+from workers.ends import end_token_ids
 from workers.errors import ModelError
 from workers.merge import Merger
 from workers.models import Parent
@@ -44,6 +46,7 @@ def build_skeleton(recipe: Recipe, parents: Mapping[str, Parent], out: Path, *, 
     temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=".skeleton-"))
     try:
         _write(recipe, merger, donor, temporary)
+        _write_end_tokens(parents.values(), temporary)
         if chat_template is not None:
             # transformers prefers this file to whatever stands in tokenizer_config.json.
             (temporary / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
@@ -134,6 +137,24 @@ def _write(recipe: Recipe, merger: Merger, donor: Path, out: Path) -> None:
     config.save_pretrained(out)
     if (donor / "generation_config.json").exists():
         shutil.copy2(donor / "generation_config.json", out / "generation_config.json")
+
+
+def _write_end_tokens(parents: Iterable[Parent], out: Path) -> None:
+    """Every token with which one of the models ends its answers ends a merge's, too.
+
+    A chat model closes its turn with a token (``<|im_end|>``, ``<|eot_id|>``) that its base model's configuration,
+    which a merge inherits, does not name as an end: such a merge would run on to the token limit.
+    """
+    vocabulary = AutoTokenizer.from_pretrained(out).get_vocab()
+    own = end_token_ids(out)
+    found = set(own)
+    for parent in parents:
+        names = AutoTokenizer.from_pretrained(parent.folder).convert_ids_to_tokens(sorted(end_token_ids(parent.folder)))
+        found.update(vocabulary[name] for name in names if name in vocabulary)
+    if found != own:
+        path = out / "generation_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        path.write_text(json.dumps({**settings, "eos_token_id": sorted(found)}, indent=2) + "\n", encoding="utf-8")
 
 
 def _vocabulary_size(recipe: Recipe, tokens: int) -> int:
