@@ -6,7 +6,7 @@ mean are scored once more, on the validation split, and compared prompt by promp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,7 +117,9 @@ def standings(
                 search=own[0] if own else searched.get(group[0].candidate.recipe.hash),
                 validation=validation,
                 value=float(np.mean(list(values.values()))) if values else None,
-                ci95=mean_interval(list(values.values()), bounds=bounds) if values else None,
+                ci95=mean_interval(list(values.values()), bounds=_covering(bounds, values.values()))
+                if values
+                else None,
             )
         )
     if kind == "finalist":
@@ -133,7 +135,8 @@ def compare(
     common = [key for key in a if key in b]
     if not common:
         return None
-    return paired_difference([a[key] for key in common], [b[key] for key in common], bounds=bounds)
+    pairs = [a[key] for key in common], [b[key] for key in common]
+    return paired_difference(*pairs, bounds=_covering(bounds, [*pairs[0], *pairs[1]]))
 
 
 def prompt_scores(rows: Sequence[Evaluation], transcripts: Path) -> dict[str, float]:
@@ -147,6 +150,11 @@ def prompt_scores(rows: Sequence[Evaluation], transcripts: Path) -> dict[str, fl
             if not isinstance(answer.score.value, Unscored):
                 scores.setdefault(answer.prompt_id, []).append(answer.score.value)
     return {key: float(np.mean(values)) for key, values in scores.items()}
+
+
+def _covering(bounds: Interval | None, values: Collection[float]) -> Interval | None:
+    """The bounds, widened where a user's own evaluator gives scores that the config's terms could not."""
+    return None if bounds is None else (min(bounds[0], *values), max(bounds[1], *values))
 
 
 def _search_value(standing: Standing) -> float:
