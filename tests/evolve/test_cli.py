@@ -84,6 +84,8 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "a setting that is no setting": (["budget.max_fevals"], ["--set budget.max_fevals", "dotted.path=value"]),
     "mergekit-evolve tasks": (["tasks=[{name: gsm8k}]"], ["tasks", "lm-eval", "prompts:"]),
     "granularity that does not divide": (["genome.layer_granularity=2"], ["genome.layer_granularity", "3 layers"]),
+    "unknown dtype": (["genome.dtype=float33"], ["genome.dtype", "float33", "bfloat16"]),
+    "unknown out_dtype": (["genome.out_dtype=int8"], ["genome.out_dtype", "int8", "bfloat16"]),
     "too long": (["workers.max_model_len=16"], ["workers.max_model_len"]),
 }
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ import numpy as np
 import optuna
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 import evolve
 from evolve.config import RunConfig
 from evolve.errors import RunStopped, StoreError
+from evolve.export import export_ranked
 from evolve.finals import standings
 from evolve.run import Run, run_names
 from evolve.views import history, ranking, show_dict
+from fitness.errors import UserMistake
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -325,3 +329,83 @@ def test_a_damaged_run_is_one_message(damage: str, make_config: MakeConfig, land
     (tmp_path / "r" / "run.json").write_text(damage)
     with pytest.raises(StoreError, match=r"run\.json or config\.yaml cannot be read"):
         Run.open("r", runs_dir=tmp_path)
+
+
+def test_a_run_opened_before_another_driver_went_on_records_nothing_twice(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    run = Run.create(make_config(), runs_dir=tmp_path, name="r")
+    other = Run.open("r", runs_dir=tmp_path)
+    run.execute(landscape(run.transcripts))
+    late = landscape(run.transcripts)
+    other.execute(late)
+    assert late.evaluated == []
+    assert len(optuna.load_study(storage=f"sqlite:///{run.folder / 'history.db'}", study_name="r").trials) == 16
+
+
+def test_a_run_can_go_on_in_the_process_that_was_interrupted(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    run = Run.create(make_config(), runs_dir=tmp_path, name="r")
+    with pytest.raises(KeyboardInterrupt) as kept:  # as an interactive shell keeps the last exception
+        run.execute(landscape(run.transcripts, stop_after=9))
+    run.execute(landscape(run.transcripts))
+    assert run.status == "finished"
+    del kept
+
+
+def test_a_parent_that_changed_since_the_run_began_is_refused(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path, llama: Any
+) -> None:
+    own = tmp_path / "one"
+    shutil.copytree(llama.one, own)
+    run = Run.create(make_config(**{"genome.models": [str(own), llama.two]}), runs_dir=tmp_path, name="r")
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(landscape(run.transcripts, stop_after=9))
+    for file in own.glob("*.safetensors"):
+        tensors = load_file(file)
+        save_file({name: tensor * 1.5 for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
+    with pytest.raises(StoreError, match="the weights of a parent changed"):
+        Run.open("r", runs_dir=tmp_path).execute(landscape(run.transcripts))
+
+
+def test_a_failure_that_nobody_foresaw_stops_the_run_resumably(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    def full(job: Any) -> float:
+        if job.key == "search-0001-003":
+            raise OSError(28, "No space left on device")
+        return 0.5
+
+    run = Run.create(make_config(), runs_dir=tmp_path, name="r")
+    with pytest.raises(RunStopped, match="No space left on device"):
+        run.execute(landscape(run.transcripts, fitness=full))
+    assert Run.open("r", runs_dir=tmp_path).status == "failed"
+    run.execute(landscape(run.transcripts))
+    assert run.status == "finished"
+
+
+def test_intervals_know_that_a_penalty_makes_negative_scores_possible(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    run = finished(make_config(), tmp_path, "r", landscape, fitness=lambda job: 0.0)
+    assert run.state.score_bounds == (-0.5, 0.5)
+    low, high = show_dict(run)["parents"][0]["validation"]["ci95"]
+    assert low < 0 < high
+
+
+def test_an_export_needs_neither_the_prompts_nor_the_judge(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path, prompts_file: Path
+) -> None:
+    own = tmp_path / "prompts.jsonl"
+    own.write_text(prompts_file.read_text())
+    run = finished(make_config(**{"prompts.files": [str(own)]}), tmp_path, "r", landscape)
+    own.unlink()
+    again = Run.open("r", runs_dir=tmp_path)
+    export_ranked(again, ranking(again)[0], tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").exists()
+    assert "Recipe hash" in (tmp_path / "out" / "README.md").read_text()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserMistake, match="--out"):
+        export_ranked(again, ranking(again)[0], tmp_path / "file" / "out")
+    assert run.status == "finished"

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
+from workers.ends import end_token_ids
 from workers.errors import ModelError
 from workers.merge import Merger
 from workers.models import Parent
@@ -118,3 +119,22 @@ def test_a_conversation_that_the_template_refuses_is_named(llama: Any, tmp_path:
     conversations = [[{"role": "user", "content": "a"}], [{"role": "system", "content": "b"}]]
     with pytest.raises(ModelError, match=r"conversation 1 \(roles system\): no system role"):
         tokenise(skeleton, conversations)
+
+
+def test_what_ends_a_parents_answer_ends_a_merges_too(llama: Any, make_model: MakeModel, tmp_path: Path) -> None:
+    # As Llama-3 and Qwen do: the chat model closes a turn with a token that its base does not call an end.
+    chat = make_model(tmp_path / "chat")
+    (chat / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5]}))
+    parents = {name: Parent(name, folder, lora=False) for name, folder in (("base", Path(llama.base)), ("chat", chat))}
+    recipe = Recipe(
+        {
+            "merge_method": "task_arithmetic",
+            "models": [{"model": "chat", "parameters": {"weight": 1.0}}],
+            "base_model": "base",
+            "dtype": "float32",
+            "out_dtype": "bfloat16",
+        }
+    )
+    skeleton = build_skeleton(recipe, parents, tmp_path / "skeleton", chat_template=None)
+    assert end_token_ids(Path(llama.base)) == {1}
+    assert end_token_ids(skeleton) == {1, 5}
