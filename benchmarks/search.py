@@ -32,8 +32,19 @@ from evolve.prepare import Prepared, prepare, started
 from evolve.progress import Silent
 from evolve.resources import configs_dir
 from evolve.search import search
-from evolve.stopping import StopConditions
+from evolve.stopping import Generation, StopConditions
 from workers.job import Job
+
+
+class Plateaus(Silent):
+    """Counts the generations that said nothing."""
+
+    def __init__(self) -> None:
+        self.tied: list[int] = []
+
+    def generation(self, summary: Generation) -> None:
+        if not summary.informative:
+            self.tied.append(summary.number)
 
 
 class Asked:
@@ -83,7 +94,8 @@ def grid(prepared: Prepared, ask: Asked, points: int) -> Found:
     return ask.validated(ask([candidate(genome, pair) for pair in pairs]))
 
 
-def cma_es(prepared: Prepared, ask: Asked, seed: int) -> Found:
+def cma_es(prepared: Prepared, ask: Asked, seed: int) -> tuple[Found, list[int]]:
+    plateaus = Plateaus()
     seen: list[Evaluation] = []
 
     def evaluate(candidates: Sequence[Candidate]) -> list[Evaluation]:
@@ -100,10 +112,10 @@ def cma_es(prepared: Prepared, ask: Asked, seed: int) -> Found:
         evaluate,
         recorded=lambda _: False,
         seconds=lambda: 0.0,
-        progress=Silent(),
+        progress=plateaus,
     )
     assert len(seen) == plan.max_fevals
-    return ask.validated(seen)
+    return ask.validated(seen), plateaus.tied
 
 
 def random_search(prepared: Prepared, ask: Asked, seed: int) -> Found:
@@ -146,10 +158,10 @@ def main() -> None:
     print(f"best search fitness known: {known:.4f}; budget {options.max_fevals}, n = {prepared.genome.dimensions}")
     if by_grid is not None:
         print(f"grid of {options.grid} x {options.grid} over one pair of weights: {by_grid.line(known)}")
-    for seed, evolved, drawn in found:
-        print(f"seed {seed}: CMA-ES {evolved.line(known)}")
+    for seed, (evolved, tied), drawn in found:
+        print(f"seed {seed}: CMA-ES {evolved.line(known)}" + (f"; generations all tied: {tied}" if tied else ""))
         print(f"        random {drawn.line(known)}; CMA-ES / random {evolved.search / drawn.search:.3f}")
-    for name, values in (("CMA-ES", [e for _, e, _ in found]), ("random search", [d for *_, d in found])):
+    for name, values in (("CMA-ES", [e for _, (e, _), _ in found]), ("random search", [d for *_, d in found])):
         reached = sum(value.search >= 0.9 * known for value in values)
         print(f"{name} reached 0.9 of the best known in {reached} of {len(values)} seeds")
 

@@ -49,7 +49,9 @@ class Recipe:
                 " mergekit-yaml draws others.\n"
                 "# `evolve export` writes exactly the model that was scored.\n"
             )
-        return note + yaml.safe_dump(dict(self.config), sort_keys=False, allow_unicode=True)
+        return note + yaml.safe_dump(
+            dict(self.config), sort_keys=False, allow_unicode=True, default_flow_style=None, width=200
+        )
 
 
 def parent_recipe(model: str, *, dtype: str = "float32", out_dtype: str, tokenizer_source: str | None = None) -> Recipe:
