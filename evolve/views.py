@@ -142,11 +142,11 @@ def _standings(run: Run, kind: str) -> list[Standing]:
     return standings(run.store.rows(), run.transcripts, kind, bounds=run.state.score_bounds)
 
 
-def _order(row: Evaluation) -> tuple[int, int, int, int]:
+def _order(row: Evaluation) -> tuple[int, int, int, str]:
     c = row.candidate
     validation = c.split == "validation"
     phase = 2 if validation else _PHASES[c.kind]
-    return (phase, c.generation or 0, c.index or 0, row.number)
+    return (phase, c.generation or 0, c.index or 0, c.key)
 
 
 def _score(row: Evaluation | None) -> dict[str, float] | None:
