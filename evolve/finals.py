@@ -101,7 +101,7 @@ def standings(
     """The models of a kind with their validation fitness; finalists best first, others as configured."""
     searched = {row.candidate.recipe.hash: row for row in reversed(rows) if row.candidate.split == "search"}
     groups: dict[str, list[Evaluation]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.candidate.key):
         c = row.candidate
         if c.kind == kind and (c.split == "validation" or c.kind != "finalist"):
             groups.setdefault(f"{c.label} {c.recipe.hash}", []).append(row)
