@@ -167,13 +167,14 @@ def test_standings_have_the_mean_over_prompts_and_an_interval_around_it(tmp_path
 
 
 def test_parents_stand_in_the_order_of_the_config_with_both_splits(tmp_path: Path) -> None:
+    # A row's key carries the place in the config; the rows come in the order in which workers finished.
     rows = [
         answered(tmp_path, "parent", label, {"q1": value}, split=split)
         for split in ("search", "validation")
-        for label, value in (("worse", 0.1), ("better", 0.8))
+        for label, value in (("b-better", 0.8), ("a-worse", 0.1))
     ]
     found = standings(rows, tmp_path, "parent")
-    assert [(s.label, s.kind, s.value) for s in found] == [("worse", "parent", 0.1), ("better", "parent", 0.8)]
+    assert [(s.label, s.kind, s.value) for s in found] == [("a-worse", "parent", 0.1), ("b-better", "parent", 0.8)]
     assert [s.search.value if s.search else None for s in found] == [0.1, 0.8]
 
 
