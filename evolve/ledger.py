@@ -57,7 +57,7 @@ class Ledger:
 
         Raises:
             RunStopped: more than ``max_failed_share`` of them failed. Their failures are not recorded, so that a
-                resumed run tries them again; what succeeded is.
+                resumed run tries them again; what succeeded is. Their transcripts stay as ``KEY.failed.jsonl``.
         """
         missing = {c.key: c for c in candidates if self._store.get(c.key) is None}
         jobs, failures = [], []
@@ -84,12 +84,14 @@ class Ledger:
         if failures and len(failures) > self._max_failed_share * total:
             for outcome in failures:
                 if outcome.transcript is not None:
-                    outcome.transcript.unlink(missing_ok=True)
+                    # Out of the way of the next try, but kept: it holds the answers and what the judge replied.
+                    outcome.transcript.replace(outcome.transcript.with_suffix(".failed.jsonl"))
             first = failures[0]
             assert isinstance(first.result, Failed)
             raise RunStopped(
                 f"{len(failures)} of {total} evaluations failed, above search.max_failed_share "
-                f"{self._max_failed_share:g}. The first: {first.job.key}: {first.result.stage}: {first.result.reason}"
+                f"{self._max_failed_share:g}. The first: {first.job.key}: {first.result.stage}: {first.result.reason}. "
+                f"What was answered is kept in {self._transcripts} (*.failed.jsonl); a resumed run tries them again."
             )
         for outcome in failures:
             self._record(missing[outcome.job.key], outcome)

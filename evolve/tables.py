@@ -86,10 +86,10 @@ def closing_table(run: Run) -> RenderableType:
         return Text("No candidate has been scored yet.")
     winner = ranked[0]
     table = Table("model", "search", "validation", "95% interval", title_justify="left")
-    table.title = "On prompts the search has not seen" if winner.standing else "Nothing has been validated yet"
+    table.title = "On prompts the search has not seen" if winner.standing else "No finalist has been validated yet"
     for entry in ranked:
         if entry.standing is not None or entry.rank == 1:
-            label = f"{'winner' if entry.rank == 1 else 'finalist'}: {entry.label}"
+            label = f"{_role(entry)}: {entry.label}"
             search = entry.search.value if entry.search else None
             _add(table, label, search, entry.standing, style="bold" if entry.rank == 1 else "")
     compared = against(run, winner)
@@ -105,6 +105,9 @@ def closing_table(run: Run) -> RenderableType:
         for standing, difference in compared
         if difference is not None
     ]
+    if winner.standing is not None and winner.standing.value is not None:
+        unbeaten = [s for s, _ in compared if s.value is not None and s.value >= winner.standing.value]
+        lines += [Text(f"No merge scored above {s.kind} {_short(s.label)} on these prompts.", "bold") for s in unbeaten]
     lines += [Text(f"Warning: {text}", style="yellow") for text in run.state.warnings]
     return Group(*lines)
 
@@ -112,12 +115,15 @@ def closing_table(run: Run) -> RenderableType:
 def verdict(difference: Difference) -> str:
     """Whether the winner is better, or honestly that one cannot tell."""
     probability = f"{difference.p_better:.3f}" if difference.p_better < 0.9995 else "above 0.999"
-    interval = f"95% interval [{difference.low:.3f}, {difference.high:.3f}], probability {probability}"
+    interval = f"95% interval [{difference.low:.3f}, {difference.high:.3f}]"
     if difference.low > 0:
-        return f"the winner is better by {difference.mean:.3f}, {interval}."
+        return f"the winner is better by {difference.mean:.3f}, {interval}, probability {probability}."
     if difference.high < 0:
         return f"the winner is worse by {-difference.mean:.3f}, {interval}."
-    return f"cannot tell it from the winner: difference {difference.mean:+.3f}, {interval}; more prompts would tell."
+    return (
+        f"cannot tell it from the winner: difference {difference.mean:+.3f}, {interval}, "
+        f"probability that the winner is better {probability}; more prompts might tell."
+    )
 
 
 def optimism(winner: Ranked) -> float | None:
@@ -132,6 +138,8 @@ def status_lines(run: Run) -> list[str]:
     plan, rows = run.state.plan, run.store.rows("search")
     failed = [row for row in rows if row.value is None]
     reason = run.state.stop_reason
+    if reason == run.status:
+        reason = None
     explained = next((text for name, text in EXPLANATIONS.items() if name == reason), reason)
     lines = [
         f"{run.name}: {run.status}"
@@ -228,6 +236,13 @@ def _stops(config: RunConfig) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _role(entry: Ranked) -> str:
+    """The leader of a search becomes a winner by validation only."""
+    if entry.standing is None:
+        return "leader so far"
+    return "winner" if entry.rank == 1 else "finalist"
 
 
 def _add(table: Table, label: str, search: float | None, standing: Standing | None, *, style: str = "") -> None:

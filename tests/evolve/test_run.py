@@ -20,6 +20,7 @@ from evolve.errors import RunStopped, StoreError
 from evolve.export import export_ranked
 from evolve.finals import standings
 from evolve.run import Run, run_names
+from evolve.tables import closing_table, plain
 from evolve.views import history, ranking, show_dict
 from fitness.errors import UserMistake
 
@@ -180,6 +181,7 @@ def test_too_many_failures_stop_the_run_and_resuming_tries_them_again(
         run.execute(broken)
     stopped = Run.open("r", runs_dir=tmp_path)
     assert stopped.status == "failed"
+    assert len(list(run.transcripts.glob("*.failed.jsonl"))) == 6  # what was answered is kept
     assert not [row for row in stopped.store.rows("search") if row.candidate.generation == 1]
     stopped.execute(landscape(run.transcripts))
     assert stopped.status == "finished"
@@ -409,3 +411,18 @@ def test_an_export_needs_neither_the_prompts_nor_the_judge(
     with pytest.raises(UserMistake, match="--out"):
         export_ranked(again, ranking(again)[0], tmp_path / "file" / "out")
     assert run.status == "finished"
+
+
+def test_the_table_claims_no_winner_where_no_merge_beats_a_parent(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    config = make_config()
+    run = Run.create(config, runs_dir=tmp_path, name="r")
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(landscape(run.transcripts, stop_after=12, fitness=lambda job: 0.9 if "parent" in job.key else 0.4))
+    assert "leader so far: " in plain(closing_table(run))
+    assert "winner: " not in plain(closing_table(run))
+    run.execute(landscape(run.transcripts, fitness=lambda job: 0.9 if "parent" in job.key else 0.4))
+    text = plain(closing_table(run))
+    assert "winner: " in text
+    assert "No merge scored above parent one on these prompts." in text
