@@ -41,7 +41,6 @@ class Prepared:
 
     Attributes:
         config: the run config.
-        parents: by the name the user wrote.
         architecture: layers and tensor names of the parents.
         out_dtype: how merges are stored.
         genome: the coordinate system.
@@ -56,7 +55,6 @@ class Prepared:
     """
 
     config: RunConfig
-    parents: Mapping[str, Parent]
     architecture: Architecture
     out_dtype: str
     genome: Genome
@@ -68,11 +66,6 @@ class Prepared:
     spec: EngineSpec
     workers: int
     fingerprints: Mapping[str, str]
-
-    @property
-    def skeleton(self) -> Path:
-        """Folder with the merged model's config and tokenizer, without weights."""
-        return self.spec.skeleton
 
 
 def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> Prepared:
@@ -102,7 +95,8 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
     out_dtype = genome_config.out_dtype or architecture.dtype
     genome = Genome(genome_config, architecture, out_dtype=out_dtype)
 
-    merger = Merger({name: parent.folder for name, parent in parents.items()})
+    folders = {name: parent.folder for name, parent in parents.items()}
+    merger = Merger(folders)
     start = genome.decode(genome.x0)
     for recipe in (start, *recipes):
         merger.validate(recipe)
@@ -111,7 +105,6 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
     skeleton = build_skeleton(start, parents, work_dir / "skeleton", chat_template=template)
     tokens = {split: _tokens(skeleton, by_split[split], template) for split in SPLITS}
     longest = max(len(ids) for split in SPLITS for _, ids in tokens[split])
-    folders = {name: parent.folder for name, parent in parents.items()}
     spec = make_spec(
         config.workers,
         skeleton=skeleton,
@@ -133,7 +126,6 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
     )
     return Prepared(
         config=config,
-        parents=parents,
         architecture=architecture,
         out_dtype=out_dtype,
         genome=genome,

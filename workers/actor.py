@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -78,10 +77,6 @@ class Worker:
         except EngineSetupError as error:
             return str(error)
         return None
-
-    def pid(self) -> int:
-        """The process id, on the actor's node."""
-        return os.getpid()
 
     def do(self, job: Job) -> Answered | Failure:
         """Merges the job's recipe and answers the prompts of its split."""
