@@ -42,7 +42,7 @@ class Plateaus(Silent):
     def __init__(self) -> None:
         self.tied: list[int] = []
 
-    def generation(self, summary: Generation) -> None:
+    def generation(self, summary: Generation, *, replayed: bool) -> None:  # noqa: ARG002
         if not summary.informative:
             self.tied.append(summary.number)
 
@@ -110,7 +110,9 @@ def cma_es(prepared: Prepared, ask: Asked, seed: int) -> tuple[Found, list[int]]
         Driver(prepared.genome.x0, sigma0=settings.sigma0, popsize=plan.popsize, seed=seed),
         StopConditions(target_fitness=None, min_sigma=0, stagnation_generations=plan.generations, max_seconds=None),
         evaluate,
-        recorded=lambda _: False,
+        repeats=1,
+        stored=lambda _: None,
+        drifted=lambda _: None,
         seconds=lambda: 0.0,
         progress=plateaus,
     )

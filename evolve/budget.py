@@ -44,8 +44,9 @@ class Plan:
         generations: full generations.
         max_fevals: the cap on evaluations of the search; equals ``search_evaluations`` where no stop
             condition ends the search before.
-        search_evaluations: ``generations * popsize + remainder``.
+        search_evaluations: ``generations * popsize + remainder + former_remainder``.
         remainder: evaluations that do not fill a generation; they go to the distribution mean and the leaders.
+        former_remainder: remainders of smaller budgets that this run had before it was extended.
         baselines: evaluations of parents, the equal-weight merge and listed recipes (both splits).
         finalists: evaluations of the mean and the leaders at the end.
         total_evaluations: all of it.
@@ -60,10 +61,11 @@ class Plan:
     baselines: int
     finalists: int
     total_evaluations: int
+    former_remainder: int = 0
 
     def to_dict(self) -> dict[str, int]:
-        """The JSON of ``evolve plan --json``."""
-        return asdict(self)
+        """The JSON of ``evolve plan --json``; of an extended run with the former remainder."""
+        return {name: value for name, value in asdict(self).items() if name != "former_remainder" or value}
 
 
 def default_popsize(dimensions: int, *, workers: int = 1, noisy: bool = False) -> int:
@@ -134,7 +136,6 @@ def make_plan(
     noisy: bool,
     baseline_models: int,
     top_k: int,
-    repeats: int,
 ) -> Plan:
     """The plan of a run.
 
@@ -145,7 +146,6 @@ def make_plan(
         noisy: the fitness is declared noisy (``search.noise: high``): the default popsize doubles.
         baseline_models: parents, equal weights and listed recipes; each answers both splits.
         top_k: leaders re-scored at the end, the distribution mean comes on top.
-        repeats: evaluations of each finalist on the validation split.
     """
     popsize, generations, max_fevals = resolve_search(
         dimensions=dimensions,
@@ -155,11 +155,62 @@ def make_plan(
         workers=workers,
         noisy=noisy,
     )
-    remainder = max_fevals - generations * popsize
+    return _plan(dimensions, popsize, generations, max_fevals, 0, 2 * baseline_models, top_k)
+
+
+def extend_plan(
+    plan: Plan, *, max_fevals: int | None, generations: int | None, begun: int, apart: int, top_k: int
+) -> Plan:
+    """The plan of a run that goes on with another budget. Its popsize stays, and so does what is recorded.
+
+    Args:
+        plan: the run's present plan.
+        max_fevals: new cap; ``None``: it follows from ``generations``.
+        generations: new number; ``None``: it follows from ``max_fevals``. Both ``None``: the search stays as it was.
+        begun: generations of which a candidate is recorded.
+        apart: recorded evaluations of the search outside of generations (a remainder).
+        top_k: leaders re-scored at the end.
+
+    Raises:
+        ConfigError: the two contradict each other, or less would remain than is recorded.
+    """
+    if max_fevals is None and generations is None:
+        return _plan(
+            plan.dimensions,
+            plan.popsize,
+            plan.generations,
+            plan.max_fevals,
+            plan.former_remainder,
+            plan.baselines,
+            top_k,
+        )
+    if max_fevals is None:
+        max_fevals = apart + (generations or 0) * plan.popsize
+    fitting = (max_fevals - apart) // plan.popsize
+    spent = f" - {apart} spent apart" if apart else ""
+    arithmetic = f"({max_fevals}{spent}) // {plan.popsize}" if apart else f"{max_fevals} // {plan.popsize}"
+    if generations is not None and generations != fitting:
+        raise ConfigError(
+            f"budget: generations {generations} and max_fevals {max_fevals} contradict each other in a run whose "
+            f"popsize is {plan.popsize}: {arithmetic} = {fitting} generations. Give one of the two."
+        )
+    if fitting < max(begun, 1):
+        least = apart + max(begun, 1) * plan.popsize
+        raise ConfigError(
+            f"budget: {begun} generations of {plan.popsize} are recorded or under way"
+            + (f" and {apart} evaluations apart" if apart else "")
+            + f", so budget.max_fevals can be {least} at least, not {max_fevals}: what is evaluated stays."
+        )
+    return _plan(plan.dimensions, plan.popsize, fitting, max_fevals, apart, plan.baselines, top_k)
+
+
+def _plan(
+    dimensions: int, popsize: int, generations: int, max_fevals: int, former: int, baselines: int, top_k: int
+) -> Plan:
+    remainder = max_fevals - former - generations * popsize
     # The mean needs a search fitness too (the optimism gap): without a remainder it is asked at the end.
     # The remainder's first evaluation is the mean's own; the others can lead too.
-    finalists = (1 + min(top_k, generations * popsize + max(remainder - 1, 0))) * repeats + (0 if remainder else 1)
-    baselines = 2 * baseline_models
+    finalists = 1 + min(top_k, generations * popsize + former + max(remainder - 1, 0)) + (0 if remainder else 1)
     return Plan(
         dimensions=dimensions,
         popsize=popsize,
@@ -170,4 +221,5 @@ def make_plan(
         baselines=baselines,
         finalists=finalists,
         total_evaluations=max_fevals + baselines + finalists,
+        former_remainder=former,
     )

@@ -70,11 +70,15 @@ def run(
 
 
 @app.command()
-def resume(name: RunName, runs_dir: RunsDir = RUNS) -> None:
-    """Go on exactly where a run stopped."""
+def resume(name: RunName, runs_dir: RunsDir = RUNS, overrides: Overrides = None) -> None:
+    """Go on exactly where a run stopped; --set budget.max_fevals=200 extends it, finished or not."""
     from evolve.run import Run
+    from evolve.tables import change_lines
 
     found = Run.open(name, runs_dir=runs_dir)
+    changed = found.change(overrides) if overrides else {}
+    for line in change_lines(changed):
+        typer.echo(line)
     if found.status == "finished":
         typer.echo(f"{name} is finished; nothing to resume. See it with: evolve show {name}")
         return
@@ -198,7 +202,10 @@ def demo(
 
 def main() -> None:
     """The entry point: every ending becomes an exit code, and a mistake one message."""
-    sys.exit(_main(sys.argv[1:]))
+    code = _main(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the ending is decided; impatience must not change the exit code
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _main(arguments: list[str]) -> int:
@@ -217,6 +224,8 @@ def _main(arguments: list[str]) -> int:
         return _say(f"error: {error}", EXIT_USER_MISTAKE)
     except RunStopped as error:
         return _say(f"stopped: {error}\nEverything finished is kept; resume when the cause is mended.", EXIT_STOPPED)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output went away, as `head` does; nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,7 +16,7 @@ from evolve.config_errors import explain_config, shortened
 from evolve.errors import ConfigError
 from evolve.genome_config import GenomeConfig
 from fitness.chat import ChatConfig
-from fitness.generation import GenerationConfig
+from fitness.generation import GenerationConfig, resolve_generation
 from fitness.prompts import PromptsConfig
 from fitness.scorer import FitnessConfig
 from workers.engine import WorkersConfig
@@ -32,6 +32,10 @@ class SearchConfig(BaseModel):
 
     noise: Literal["low", "high"] = "low"
     """``high`` doubles the default popsize: a noisy judge is averaged by more candidates, not by repeats."""
+
+    repeats: int = Field(default=1, ge=1)
+    """Answers of each candidate to each prompt, averaged; where decoding samples, each has a seed of its own. An
+    evaluation then costs so many times more; a larger popsize (`noise: high`) usually buys more."""
 
     target_fitness: float | None = None
     """Stop after the generation in which a candidate reaches this fitness."""
@@ -83,8 +87,9 @@ class FinalistsConfig(BaseModel):
     top_k: int = Field(default=3, ge=1)
     """Leaders by search fitness that are re-scored beside the distribution mean."""
 
-    repeats: int = Field(default=1, ge=1)
-    """Evaluations of each finalist; more than one pays where decoding samples or the judge is noisy."""
+    repeats: int | None = Field(default=None, ge=1)
+    """Answers to each validation prompt, averaged, of finalists, parents and baselines alike. Empty: 3 where decoding
+    samples, else 1: repeating what is deterministic teaches nothing (for a judge's own noise see judge.samples)."""
 
 
 class StoreConfig(BaseModel):
@@ -93,7 +98,9 @@ class StoreConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     url: str | None = None
-    """An Optuna storage URL; a relative path in it is read against the config. Default: SQLite in the run's folder."""
+    """A database URL that Optuna takes, such as ``postgresql+psycopg://user@host/name`` (its password from
+    ``PGPASSWORD`` or ``~/.pgpass``, so that no file of the run holds it); a relative path in it is read against the
+    config. Default: SQLite in the run's folder."""
 
 
 class RunConfig(BaseModel):
@@ -134,11 +141,19 @@ class RunConfig(BaseModel):
     store: StoreConfig = StoreConfig()
     """Where the history is kept."""
 
+    stop: Literal["in_flight", "now"] = "in_flight"
+    """What a first Ctrl-C or SIGTERM does: let the evaluations in flight finish, or drop them. A second drops them."""
+
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the search's random source."""
 
     root: Path = Path()
     """Folder that relative paths start from; relative itself to the config file's, which is the default."""
+
+    @property
+    def finalist_repeats(self) -> int:
+        """``finalists.repeats``, resolved."""
+        return self.finalists.repeats or (1 if resolve_generation(self.generation).deterministic else 3)
 
 
 # What mergekit-evolve's files have at their top level, and what to write here instead.

@@ -83,8 +83,8 @@ def show_result(run: Run, console: Console) -> None:
     console.print(winner.recipe.yaml(), markup=False, highlight=False, soft_wrap=True)
     rows = [row for row in run.store.rows("parent") if row.candidate.split == "validation"]
     columns = {Path(row.candidate.label).name: row.transcript_in(run.transcripts) for row in rows}
-    if winner.standing is not None:
-        columns["winner"] = winner.standing.validation[0].transcript_in(run.transcripts)
+    if winner.standing is not None and winner.standing.validation is not None:
+        columns["winner"] = winner.standing.validation.transcript_in(run.transcripts)
     answers = {label: read_answers(path) for label, path in columns.items() if path is not None}
     if answers:
         first = next(iter(answers.values()))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from evolve.outcome import Failed, result_from_dict, result_to_dict
 from fitness.aggregate import Fitness
-from workers.job import Split
+from workers.job import Lost, Share, Split
 from workers.recipe import Recipe
 
 Kind = Literal["parent", "baseline", "search", "finalist"]
@@ -25,9 +25,9 @@ class Candidate:
         label: for people: a parent's name, ``equal weights``, ``candidate 3.7`` (generation.index), ``mean``.
         recipe: what is merged.
         split: which prompts are asked.
-        repeat: 0, or 1, 2, ... for another evaluation of the same recipe.
-        generation: for ``search``: 0-based; the remainder after the last full generation counts as one more.
-        index: for ``search``: place within the generation.
+        repeats: answers to each prompt, averaged prompt by prompt.
+        generation: for ``search``: 0-based.
+        index: for ``search``: place within the generation; those behind its population are a budget's remainder.
         genotype: for ``search`` and finalists: coordinates in [0, 1].
     """
 
@@ -36,7 +36,7 @@ class Candidate:
     label: str
     recipe: Recipe
     split: Split
-    repeat: int = 0
+    repeats: int = 1
     generation: int | None = None
     index: int | None = None
     genotype: tuple[float, ...] | None = None
@@ -51,6 +51,8 @@ class Evaluation:
         result: its fitness, or how it failed.
         seconds: wall seconds by stage: ``merge``, ``generate``, ``judge``.
         transcript: file name in the run's ``transcripts`` folder, ``None`` where nothing was answered.
+        shares: which workers did it, and when.
+        lost: attempts before, whose worker was replaced.
         number: order in which it was recorded within its study, from 0; -1 before it is.
     """
 
@@ -58,6 +60,8 @@ class Evaluation:
     result: Fitness | Failed
     seconds: Mapping[str, float]
     transcript: str | None
+    shares: tuple[Share, ...] = ()
+    lost: tuple[Lost, ...] = ()
     number: int = -1
 
     @property
@@ -83,13 +87,15 @@ class Evaluation:
             "label": c.label,
             "recipe": c.recipe.to_dict(),
             "split": c.split,
-            "repeat": c.repeat,
+            "repeats": c.repeats,
             "generation": c.generation,
             "index": c.index,
             "genotype": None if c.genotype is None else list(c.genotype),
             "result": result_to_dict(self.result),
             "seconds": dict(self.seconds),
             "transcript": self.transcript,
+            "shares": [asdict(share) for share in self.shares],
+            "lost": [asdict(one) for one in self.lost],
         }
 
     @classmethod
@@ -101,10 +107,40 @@ class Evaluation:
             label=data["label"],
             recipe=Recipe.from_dict(data["recipe"]),
             split=data["split"],
-            repeat=data["repeat"],
+            repeats=data["repeats"],
             generation=data["generation"],
             index=data["index"],
             genotype=None if data["genotype"] is None else tuple(data["genotype"]),
         )
-        result = result_from_dict(data["result"])
-        return cls(candidate, result, data["seconds"], data["transcript"], number)
+        return cls(
+            candidate,
+            result_from_dict(data["result"]),
+            data["seconds"],
+            data["transcript"],
+            tuple(Share(**share) for share in data["shares"]),
+            tuple(Lost(**one) for one in data["lost"]),
+            number,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A row in short: what ranks it and what adds up, without its recipe; small, so that thousands fit in memory.
+
+    Attributes:
+        key, kind, split, generation, index: as of its candidate.
+        recipe_hash: identity of what was merged.
+        value: fitness, ``None`` where it failed.
+        seconds: wall seconds by stage.
+        shares: which workers did it, and when.
+    """
+
+    key: str
+    kind: Kind
+    split: Split
+    generation: int | None
+    index: int | None
+    recipe_hash: str
+    value: float | None
+    seconds: Mapping[str, float]
+    shares: tuple[Share, ...]

@@ -6,6 +6,7 @@ Scoring is an asynchronous stage of its own after the workers, so that a judge n
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import threading
 import time
@@ -17,7 +18,9 @@ from evolve.outcome import Failed, Outcome, write_transcript
 from fitness.aggregate import Fitness, aggregate
 from fitness.errors import ScoringFailed
 from fitness.prompts import Prompt
+from fitness.responses import Response
 from fitness.scorer import Scorer
+from fitness.scores import Score
 from workers.job import Job, JobFailed, Split, Transcript
 
 _POLL_SECONDS = 0.5  # how soon a cancel from another thread is noticed
@@ -78,31 +81,38 @@ class EngineEvaluator:
         self._scoring.start()
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
-        """Outcomes in the order they finish; each transcript is on disk before its outcome is yielded."""
-        jobs = list(jobs)
-        done: queue.Queue[Outcome | BaseException] = queue.Queue()
+        """Outcomes in the order they finish; each transcript is on disk before its outcome is yielded.
+
+        Jobs are taken from the iterable as workers become free, in the workers' threads.
+        """
+        done: queue.Queue[Outcome | BaseException | int] = queue.Queue()
 
         def answer() -> None:
+            answered = 0
             try:
-                for answered in self._pool.run(jobs):
-                    scored = asyncio.run_coroutine_threadsafe(self._finish(answered), self._loop)
+                for result in self._pool.run(jobs):
+                    answered += 1
+                    scored = asyncio.run_coroutine_threadsafe(self._finish(result), self._loop)
                     scored.add_done_callback(lambda f: done.put(f.exception() or f.result()))
+                done.put(answered)
             except BaseException as error:  # a dead background task must end the run loudly
                 done.put(error)
 
         answering = threading.Thread(target=answer, name="answering", daemon=True)
         answering.start()
-        missing = len(jobs)
-        while missing and not self._cancelled.is_set():
+        yielded, total = 0, math.inf  # the total is known when the last job was taken
+        while yielded < total and not self._cancelled.is_set():
             try:
                 outcome = done.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 continue
-            if isinstance(outcome, BaseException):
+            if isinstance(outcome, int):
+                total = outcome
+            elif isinstance(outcome, BaseException):
                 raise outcome
-            missing -= 1
-            yield outcome
-        # A worker may still be replaced after the last outcome; the pool is free when its run has ended.
+            else:
+                yielded += 1
+                yield outcome
         answering.join()
 
     def cancel(self) -> None:
@@ -118,19 +128,20 @@ class EngineEvaluator:
 
     async def _finish(self, answered: Transcript | JobFailed) -> Outcome:
         job = answered.job
-        if isinstance(answered, JobFailed):
-            failed = Failed(answered.stage, answered.reason)
-            path = write_transcript(self._folder, job, failed, answered.seconds)
-            return Outcome(job, failed, path, answered.seconds)
-        prompts = self._prompts[job.split]
-        started = time.monotonic()
-        scores = await self._scorer.score(prompts, answered.responses)
-        seconds = {**answered.seconds, "judge": time.monotonic() - started}
+        seconds = dict(answered.seconds)
+        answers: list[tuple[Prompt, Response, Score]] = []
         result: Fitness | Failed
-        try:
-            result = aggregate(scores, min_scored_share=self._min_scored_share)
-        except ScoringFailed as error:
-            result = Failed("judge", str(error))
-        answers = list(zip(prompts, answered.responses, scores, strict=True))
-        path = write_transcript(self._folder, job, result, seconds, answered.worker, answers)
-        return Outcome(job, result, path, seconds)
+        if isinstance(answered, JobFailed):
+            result = Failed(answered.stage, answered.reason)
+        else:
+            prompts = [*self._prompts[job.split]] * job.repeats
+            started = time.monotonic()
+            scores = await self._scorer.score(prompts, answered.responses)
+            seconds["judge"] = time.monotonic() - started
+            answers = list(zip(prompts, answered.responses, scores, strict=True))
+            try:
+                result = aggregate(scores, min_scored_share=self._min_scored_share)
+            except ScoringFailed as error:
+                result = Failed("judge", str(error))
+        path = write_transcript(self._folder, job, result, seconds, answers, shares=answered.shares, lost=answered.lost)
+        return Outcome(job, result, path, seconds, answered.shares, answered.lost)

@@ -5,24 +5,27 @@ Apart from ``evolve.run`` so that looking at a run does not load the machine-lea
 
 from __future__ import annotations
 
+import errno
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 
 from evolve.driver import Driver
+from evolve.environment import versions
 from evolve.errors import RunStopped
 from evolve.evaluator import Evaluator
 from evolve.finals import finalists
+from evolve.interrupt import Interrupt
 from evolve.ledger import Ledger
-from evolve.prepare import Prepared, started
+from evolve.prepare import Prepared, check_disk, started
 from evolve.progress import Progress
-from evolve.run import Run, versions
+from evolve.run import Run
 from evolve.search import Searched, search
 from evolve.stopping import StopConditions
 from fitness.errors import UserMistake
 from workers.errors import WorkersLost
 
 
-def execute(run: Run, evaluator: Evaluator | None, progress: Progress) -> None:
+def execute(run: Run, evaluator: Evaluator | None, progress: Progress, interrupt: Interrupt) -> None:
     """Run, or go on where the run stopped. The caller holds the run's lock.
 
     Raises:
@@ -30,46 +33,81 @@ def execute(run: Run, evaluator: Evaluator | None, progress: Progress) -> None:
         KeyboardInterrupt: passed on; resumable.
     """
     prepared = run.prepared()
-    run.save(status="running", stop_reason=None)
-    lent: AbstractContextManager[Evaluator]
+    done = len(run.store)
+    check_disk(prepared, run.folder, run.state.plan.total_evaluations - done)
+    run.save(status="running", stop_reason=None, sittings=(*run.state.sittings, time.time()))
+    progress.started(run.state.plan, done)
     try:
-        progress.started(run.state.plan, len(run.store.rows()))
-        if evaluator is None:
-            progress.stage(f"starting {prepared.workers} {prepared.spec.engine} worker(s)")
-            lent = started(prepared, run.transcripts)
-        else:
-            lent = nullcontext(evaluator)
-        with lent as evaluator:
+        with ExitStack() as stack:
+            lender = _Lender(run, prepared, evaluator, progress, stack)
             try:
-                searched = _stages(run, prepared, evaluator, progress)
+                searched = _stages(run, prepared, lender, progress, interrupt)
             except BaseException:
-                evaluator.cancel()
+                lender.cancel()
                 raise
     except KeyboardInterrupt:
         run.save(status="interrupted", stop_reason="interrupted")
         raise
-    except WorkersLost as error:
-        run.save(status="failed", stop_reason=str(error))
-        raise RunStopped(str(error)) from error
     except (UserMistake, RunStopped) as error:
-        run.save(status="failed", stop_reason=str(error))
+        _give_up(run, str(error))
         raise
+    except WorkersLost as error:
+        _give_up(run, str(error))
+        raise RunStopped(str(error)) from error
     except Exception as error:  # a full disk, a locked database, a bug: what is recorded is safe
-        reason = f"{type(error).__name__}: {error}"
-        run.save(status="failed", stop_reason=reason)
+        reason = _explain(error)
+        _give_up(run, reason)
         raise RunStopped(reason) from error
     run.save(status="finished", stop_reason=searched.stop_reason)
 
 
-def _stages(run: Run, prepared: Prepared, evaluator: Evaluator, progress: Progress) -> Searched:
+def _explain(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.strerror}: {error.filename or 'the run folder'}. Free some space; what was finished is kept."
+    return f"{type(error).__name__}: {error}"
+
+
+def _give_up(run: Run, reason: str) -> None:
+    try:
+        run.save(status="failed", stop_reason=reason)
+    except OSError:
+        # On a full disk not even this can be written; a run that nobody drives counts as interrupted.
+        return
+
+
+class _Lender:
+    """Starts the workers when the first job needs them: replaying a history needs none."""
+
+    def __init__(
+        self, run: Run, prepared: Prepared, given: Evaluator | None, progress: Progress, stack: ExitStack
+    ) -> None:
+        self._run = run
+        self._prepared = prepared
+        self._evaluator = given
+        self._progress = progress
+        self._stack = stack
+
+    def __call__(self) -> Evaluator:
+        if self._evaluator is None:
+            self._progress.stage(f"starting {self._prepared.workers} {self._prepared.spec.engine} worker(s)")
+            self._evaluator = self._stack.enter_context(started(self._prepared, self._run.transcripts))
+        return self._evaluator
+
+    def cancel(self) -> None:
+        if self._evaluator is not None:
+            self._evaluator.cancel()
+
+
+def _stages(run: Run, prepared: Prepared, lender: _Lender, progress: Progress, interrupt: Interrupt) -> Searched:
     config, genome = run.config, prepared.genome
     ledger = Ledger(
         run.store,
-        evaluator,
+        lender,
         genome,
         transcripts=run.transcripts,
         seed=prepared.generation.seed,
         max_failed_share=config.search.max_failed_share,
+        interrupt=interrupt,
         progress=progress,
     )
     progress.stage("parents and baselines")
@@ -80,14 +118,25 @@ def _stages(run: Run, prepared: Prepared, evaluator: Evaluator, progress: Progre
         searched = _search(run, prepared, ledger, clock, progress)
     finally:
         clock.seconds()  # keeps the time of a generation that was cut short, too
-    if searched.drift > 0:
-        _warn_of_drift(run, searched.drift, progress)
     progress.stage("finalists and parents on validation prompts")
-    found = config.finalists
-    rows = run.store.rows("search")
-    chosen = finalists(genome, rows, searched.mean, top_k=found.top_k, repeats=found.repeats)
+    chosen = finalists(
+        genome,
+        run.store.summaries("search"),
+        searched.mean,
+        get=run.store.get,
+        top_k=config.finalists.top_k,
+        repeats=config.finalist_repeats,
+        search_repeats=config.search.repeats,
+        label=f"distribution mean after generation {searched.generations - 1}"
+        if _was_extended(run)
+        else "distribution mean",
+    )
     ledger.evaluate([*(c for c in prepared.baselines if c.split == "validation"), *chosen])
     return searched
+
+
+def _was_extended(run: Run) -> bool:
+    return any(path.startswith("budget.") for change in run.state.changes for path in change["settings"])
 
 
 def _search(run: Run, prepared: Prepared, ledger: Ledger, clock: _Stopwatch, progress: Progress) -> Searched:
@@ -103,7 +152,9 @@ def _search(run: Run, prepared: Prepared, ledger: Ledger, clock: _Stopwatch, pro
             max_seconds=None if config.budget.max_hours is None else config.budget.max_hours * 3600,
         ),
         ledger.evaluate,
-        recorded=lambda key: run.store.get(key) is not None,
+        repeats=config.search.repeats,
+        stored=run.store.get,
+        drifted=lambda gap: _warn_of_drift(run, gap, progress),
         seconds=clock.seconds,
         progress=progress,
     )
@@ -123,13 +174,14 @@ class _Stopwatch:
         return total
 
 
-def _warn_of_drift(run: Run, drift: float, progress: Progress) -> None:
+def _warn_of_drift(run: Run, gap: float, progress: Progress) -> None:
     now = versions()
     changed = [f"{k} {v} -> {now.get(k)}" for k, v in run.state.versions.items() if now.get(k) != v]
     text = (
-        f"asking again gave genotypes up to {drift:.2g} away from those recorded: this machine or its libraries "
-        f"compute otherwise ({'; '.join(changed) or 'no version changed: another processor or BLAS'}). "
-        "The recorded ones are what the search was told."
+        "asking again gave genotypes that differ from those recorded: this machine or its libraries compute "
+        f"otherwise ({'; '.join(changed) or 'no version changed'}). The recorded ones are what the search is told; "
+        "what follows is not what the first machine would have asked."
     )
-    progress.warn(text)
-    run.save(warnings=(*run.state.warnings, text))
+    if text not in run.state.warnings:
+        progress.warn(f"{text} The largest difference so far is {gap:.2g}.")
+        run.save(warnings=(*run.state.warnings, text))

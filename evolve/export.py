@@ -7,7 +7,6 @@ from pathlib import Path
 import yaml
 
 from evolve.errors import StoreError
-from evolve.outcome import write_durably
 from evolve.prepare import baseline_recipes, parents_of
 from evolve.run import Run
 from evolve.tables import closing_table, plain
@@ -29,9 +28,8 @@ def export_ranked(run: Run, ranked: Ranked, out: Path) -> None:
     skeleton = run.folder / "skeleton"
     merger = Merger({name: parent.folder for name, parent in parents.items()}, tokenizer=skeleton)
     try:
-        export_model(ranked.recipe, merger, skeleton, out)
-        write_durably(out / "mergekit_config.yml", ranked.recipe.yaml())
-        write_durably(out / "README.md", _card(run, ranked))
+        documents = {"mergekit_config.yml": ranked.recipe.yaml(), "README.md": _card(run, ranked)}
+        export_model(ranked.recipe, merger, skeleton, out, documents=documents)
     except CandidateFailed as error:
         raise StoreError(f"the recipe of {ranked.label} cannot be merged: {error.reason}") from error
     except OSError as error:
@@ -45,7 +43,7 @@ def _card(run: Run, ranked: Ranked) -> str:
     return (
         f"---\n{yaml.safe_dump(head, allow_unicode=True)}---\n\n# {run.name}: {ranked.label}\n\n"
         f"A {genome.merge_method} merge found by an evolutionary search (CMA-ES, seed {run.config.seed}, "
-        f"{len(run.store.rows('search'))} evaluations). Recipe hash `{ranked.recipe.hash}`.\n\n"
+        f"{len(run.store.summaries('search'))} evaluations). Recipe hash `{ranked.recipe.hash}`.\n\n"
         f"## Recipe\n\n```yaml\n{ranked.recipe.yaml()}```\n\n"
         f"## Scores\n\n```\n{plain(closing_table(run))}```\n\n"
         f"Answers were decoded with {run.config.generation.model_dump(exclude_none=True)}.\n\n"

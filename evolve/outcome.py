@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from fitness.aggregate import Fitness
 from fitness.prompts import Prompt
 from fitness.responses import Response
 from fitness.scores import Score
-from workers.job import Job
+from workers.job import Job, Lost, Share
 from workers.recipe import Recipe
 
 
@@ -43,12 +43,16 @@ class Outcome:
         result: its fitness, or how it failed.
         transcript: the file with the answers, ``None`` where there are none.
         seconds: wall seconds by stage: ``merge``, ``generate``, ``judge``.
+        shares: which workers did it, and when; empty where an evaluator has none.
+        lost: attempts before, whose worker was replaced.
     """
 
     job: Job
     result: Fitness | Failed
     transcript: Path | None
     seconds: Mapping[str, float]
+    shares: tuple[Share, ...] = ()
+    lost: tuple[Lost, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +77,24 @@ def write_transcript(
     job: Job,
     result: Fitness | Failed,
     seconds: Mapping[str, float],
-    worker: int | None = None,
     answers: Sequence[tuple[Prompt, Response, Score]] = (),
+    *,
+    shares: Sequence[Share] = (),
+    lost: Sequence[Lost] = (),
 ) -> Path:
     """Write the evaluation durably: a temporary file, synced, then renamed."""
     head = {
         "job": job.key,
         "split": job.split,
-        "repeat": job.repeat,
+        "repeats": job.repeats,
         "seed": job.seed,
         "attempt": job.attempt,
-        "worker": worker,
         "recipe": job.recipe.to_dict(),
         "recipe_hash": job.recipe.hash,
         "result": result_to_dict(result),
         "seconds": dict(seconds),
+        "shares": [asdict(share) for share in shares],
+        "lost": [asdict(one) for one in lost],
     }
     lines = [head] + [
         {
@@ -106,16 +113,23 @@ def write_transcript(
 
 
 def read_outcome(path: Path, job: Job) -> Outcome | None:
-    """The outcome that a complete transcript file records, if it is of this very job (recipe and split)."""
+    """The outcome that a complete transcript file records, if it is of this very job (recipe, split, repeats)."""
     try:
         with path.open(encoding="utf-8") as file:
             head = json.loads(file.readline())
     except FileNotFoundError:
         return None
-    if head["recipe_hash"] != job.recipe.hash or head["split"] != job.split:
+    if (head["recipe_hash"], head["split"], head["repeats"]) != (job.recipe.hash, job.split, job.repeats):
         return None
-    done = Job(job.key, Recipe.from_dict(head["recipe"]), job.split, head["repeat"], head["seed"], head["attempt"])
-    return Outcome(done, result_from_dict(head["result"]), path, head["seconds"])
+    done = Job(job.key, Recipe.from_dict(head["recipe"]), job.split, job.repeats, head["seed"], head["attempt"])
+    return Outcome(
+        done,
+        result_from_dict(head["result"]),
+        path,
+        head["seconds"],
+        tuple(Share(**share) for share in head["shares"]),
+        tuple(Lost(**one) for one in head["lost"]),
+    )
 
 
 def read_answers(path: Path) -> list[Answer]:
@@ -141,11 +155,21 @@ def result_from_dict(data: Mapping[str, Any]) -> Fitness | Failed:
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all, even after a crash."""
+    """Write a file so that it is there whole or not at all, even after a crash; leaves nothing half-written."""
     temporary = path.with_name(path.name + ".tmp")
-    # A judge's reply may hold half of a surrogate pair; backslashreplace writes it as JSON's own escape.
-    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        # A judge's reply may hold half of a surrogate pair; backslashreplace writes it as JSON's own escape.
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    # The name is in the folder, and a power cut may lose that where the folder is not synced too.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from evolve.budget import Plan, make_plan
 from evolve.config import RunConfig, read_yaml
+from evolve.environment import check_space
 from evolve.errors import ConfigError
 from evolve.evaluation import Candidate, Kind
 from evolve.evaluator import EngineEvaluator
@@ -33,6 +34,10 @@ from workers.recipe import Recipe, parent_recipe
 from workers.skeleton import build_skeleton, own_template, tokenise
 
 SPLITS: tuple[Split, Split] = ("search", "validation")
+
+# On the disk, generously: a row with its recipe, once in the history and once in the transcript; an answer's prompt,
+# scores and a judge's reason; a token of the answer as UTF-8 in JSON.
+_BYTES_PER_EVALUATION, _BYTES_PER_ANSWER, _BYTES_PER_TOKEN = 64 * 2**10, 2 * 2**10, 8
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,12 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
     """
     root = config.root
     generation = resolve_generation(config.generation)
+    for path, repeats in (("search.repeats", config.search.repeats), ("finalists.repeats", config.finalist_repeats)):
+        if repeats > 1 and generation.deterministic:
+            raise ConfigError(
+                f"{path}: {repeats} answers to a prompt at temperature 0 are one and the same; leave it out, or set "
+                "generation.temperature above 0. A judge's own noise is averaged by fitness.judge.samples."
+            )
     prompts = load_prompts(config.prompts, root=root)
     by_split = {split: [p for p in prompts if p.split == split] for split in SPLITS}
     rubric = _scorer(config, prompts).rubric_version
@@ -98,8 +109,13 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
     folders = {name: parent.folder for name, parent in parents.items()}
     merger = Merger(folders)
     start = genome.decode(genome.x0)
-    for recipe in (start, *recipes):
-        merger.validate(recipe)
+    names = merger.validate(start)
+    for index, recipe in enumerate(recipes):
+        if foreign := sorted(names ^ merger.validate(recipe)):
+            raise ConfigError(
+                f"baselines.recipes[{index}]: its merge has not the tensors of the searched ones ({foreign[0]} is in "
+                "one of them only; another number of layers?), and the engines hold one shape. Leave it out."
+            )
     if template is None:
         template = own_template(parents.values())
     skeleton = build_skeleton(start, parents, work_dir / "skeleton", chat_template=template)
@@ -122,7 +138,6 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
         noisy=config.search.noise == "high",
         baseline_models=len(baselines) // len(SPLITS),
         top_k=config.finalists.top_k,
-        repeats=config.finalists.repeats,
     )
     return Prepared(
         config=config,
@@ -141,6 +156,26 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
             "questions": _digest((prompts, [tokens[split] for split in SPLITS], generation, rubric)),
         },
     )
+
+
+def check_disk(prepared: Prepared, folder: Path, evaluations: int) -> None:
+    """Notice a disk that is too small for what is left to do.
+
+    Args:
+        prepared: the checked config.
+        folder: the run's.
+        evaluations: how many are left at most.
+
+    Raises:
+        StoreError: with figures.
+    """
+    config = prepared.config
+    answers = max(
+        len(prepared.prompts["search"]) * config.search.repeats,
+        len(prepared.prompts["validation"]) * config.finalist_repeats,
+    )
+    per_answer = _BYTES_PER_ANSWER + _BYTES_PER_TOKEN * prepared.generation.max_new_tokens
+    check_space(folder, evaluations * (_BYTES_PER_EVALUATION + answers * per_answer))
 
 
 def parents_of(config: RunConfig, recipes: Sequence[Recipe] = ()) -> dict[str, Parent]:
@@ -182,6 +217,7 @@ def started(prepared: Prepared, transcripts: Path) -> Iterator[EngineEvaluator]:
         evaluation_timeout_seconds=settings.evaluation_timeout_seconds,
         start_timeout_seconds=settings.start_timeout_seconds,
         ray_address=settings.ray_address,
+        split_prompts=settings.split_prompts,
     ) as pool:
         evaluator = EngineEvaluator(
             pool,
@@ -222,8 +258,9 @@ def _baselines(config: RunConfig, genome: Genome, recipes: Sequence[Recipe], out
     for index, recipe in enumerate(recipes):
         entry = config.baselines.recipes[index]
         named.append(("baseline", entry.stem if isinstance(entry, Path) else f"recipe {index + 1}", recipe))
+    repeats = {"search": config.search.repeats, "validation": config.finalist_repeats}
     return [
-        Candidate(f"{kind}-{index:02d}-{split}", kind, label, recipe, split)
+        Candidate(f"{kind}-{index:02d}-{split}", kind, label, recipe, split, repeats[split])
         for split in SPLITS
         for index, (kind, label, recipe) in enumerate(named)
     ]

@@ -18,8 +18,8 @@ class Progress(Protocol):
     def evaluated(self, row: Evaluation) -> None:
         """An evaluation was recorded."""
 
-    def generation(self, summary: Generation) -> None:
-        """A generation was told to the search."""
+    def generation(self, summary: Generation, *, replayed: bool) -> None:
+        """A generation was told to the search; ``replayed``: from the history."""
 
     def stage(self, text: str) -> None:
         """The run turns to something else, such as starting engines or re-scoring finalists."""
@@ -37,7 +37,7 @@ class Silent:
     def evaluated(self, row: Evaluation) -> None:
         """Nothing."""
 
-    def generation(self, summary: Generation) -> None:
+    def generation(self, summary: Generation, *, replayed: bool) -> None:
         """Nothing."""
 
     def stage(self, text: str) -> None:

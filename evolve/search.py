@@ -30,12 +30,12 @@ class Searched:
     Attributes:
         stop_reason: by name.
         mean: (n,) float64 in [0, 1], the final distribution mean.
-        drift: largest difference between a stored genotype and the one asked again; 0 on the same machine.
+        generations: how many were told.
     """
 
     stop_reason: StopReason
     mean: Genotype
-    drift: float
+    generations: int
 
 
 def search(
@@ -45,7 +45,9 @@ def search(
     conditions: StopConditions,
     evaluate: Evaluate,
     *,
-    recorded: Callable[[str], bool],
+    repeats: int,
+    stored: Callable[[str], Evaluation | None],
+    drifted: Callable[[float], None],
     seconds: Callable[[], float],
     progress: Progress,
 ) -> Searched:
@@ -57,7 +59,10 @@ def search(
         driver: CMA-ES, fresh from its seed.
         conditions: when to end before the budget does.
         evaluate: candidates to rows, in their order.
-        recorded: whether the history holds the evaluation of a key.
+        repeats: answers of a candidate to each prompt.
+        stored: the row of a key, where the history has one.
+        drifted: told when a stored genotype differs from the one asked again by more than any before: this machine
+            or its libraries compute otherwise. What is stored is what the search is told.
         seconds: wall-clock seconds of searching so far, over all sittings.
         progress: who watches.
     """
@@ -66,54 +71,63 @@ def search(
     stop: StopReason | None = None
     while len(history) < plan.generations:
         number = len(history)
-        # What is recorded is replayed whatever the clock says: it was evaluated within the limit.
-        begun = any(recorded(_key(number, index)) for index in range(plan.popsize))
-        spent = 0.0 if begun else seconds()
-        if (stop := conditions.check(history, seconds=spent)) is not None:
+        found = [row for index in range(plan.popsize) if (row := stored(_key(number, index))) is not None]
+        # What is recorded is replayed whatever the conditions say now: it was evaluated within those of its time.
+        if not found and (stop := conditions.check(history, seconds=seconds())) is not None:
             break
         asked = driver.ask()
-        rows = evaluate([_candidate(genome, x, number, index) for index, x in enumerate(asked)])
-        stored = [_genotype(row) for row in rows]
-        drift = max(drift, *(float(np.abs(a - s).max()) for a, s in zip(asked, stored, strict=True)))
-        informative = driver.tell(stored, [row.value for row in rows])
+        replayed = len(found) == plan.popsize
+        rows = found if replayed else evaluate([_candidate(genome, x, number, i, repeats) for i, x in enumerate(asked)])
+        told = [_genotype(row) for row in rows]
+        gap = max(float(np.abs(a - t).max()) for a, t in zip(asked, told, strict=True))
+        if gap > drift:
+            drift = gap
+            drifted(gap)
+        informative = driver.tell(told, [row.value for row in rows])
         history.append(_summary(number, rows, driver.sigma, informative))
-        progress.generation(history[-1])
+        progress.generation(history[-1], replayed=replayed)
     mean = driver.mean
     if stop is None:
         stop = conditions.check(history, seconds=0.0) or "budget"
         if stop == "budget" and plan.remainder:
-            evaluate(_remainder(genome, plan, driver))
-    return Searched(stop, mean, drift)
+            evaluate(_remainder(genome, plan, driver, repeats))
+    return Searched(stop, mean, len(history))
 
 
 def _key(generation: int, index: int) -> str:
     return f"search-{generation:04d}-{index:03d}"
 
 
-def _candidate(genome: Genome, genotype: Genotype, generation: int, index: int, label: str = "") -> Candidate:
+def _candidate(
+    genome: Genome, genotype: Genotype, generation: int, index: int, repeats: int, label: str = ""
+) -> Candidate:
     return Candidate(
         key=_key(generation, index),
         kind="search",
         label=label or f"candidate {generation}.{index}",
         recipe=genome.decode(genotype),
         split="search",
+        repeats=repeats,
         generation=generation,
         index=index,
         genotype=tuple(float(x) for x in genotype),
     )
 
 
-def _remainder(genome: Genome, plan: Plan, driver: Driver) -> list[Candidate]:
+def _remainder(genome: Genome, plan: Plan, driver: Driver, repeats: int) -> list[Candidate]:
     """What does not fill a generation: the distribution mean, then draws of the last distribution around it.
 
     Repeating a leader would teach nothing where decoding is deterministic, and where it is not the finalists'
-    repeats do it on prompts that the search has not seen; so the rest goes to new points near the leaders.
+    repeats do it on prompts that the search has not seen; so the rest goes to new points near the leaders. They
+    stand behind the last generation's population and are not told, so that a larger budget can go on from there.
     """
-    points = [driver.mean, *driver.sample(plan.remainder - 1)] if plan.remainder > 1 else [driver.mean]
-    labels = ["distribution mean"] + [""] * (plan.remainder - 1)
+    # Draws that an earlier, smaller budget made of this distribution are skipped.
+    draws = driver.sample(plan.former_remainder + plan.remainder)[plan.former_remainder :]
+    points = [driver.mean, *draws][: plan.remainder]
+    first = plan.popsize + plan.former_remainder
     return [
-        _candidate(genome, point, plan.generations, index, label)
-        for index, (point, label) in enumerate(zip(points, labels, strict=True))
+        _candidate(genome, point, plan.generations - 1, index, repeats, "" if index > first else "distribution mean")
+        for index, point in enumerate(points, first)
     ]
 
 

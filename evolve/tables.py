@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from evolve.evaluation import Evaluation
 from evolve.finals import Standing
 from evolve.run import Run, resume_command
 from evolve.stopping import EXPLANATIONS
-from evolve.views import Ranked, against, ranking, stage_seconds
+from evolve.views import Ranked, against, ranking, stage_seconds, utilisation
 from fitness.intervals import Difference
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def plan_table(prepared: Prepared) -> RenderableType:
         "All evaluations", f"{plan.total_evaluations}  on {prepared.workers} {prepared.spec.engine} worker(s)"
     )
     table.add_row("Answers", _answers(prepared))
+    table.add_row("Against noise", "; ".join(_noise_handling(prepared)))
     table.add_row(
         "Prompts", f"{len(prepared.prompts['search'])} search, {len(prepared.prompts['validation'])} validation"
     )
@@ -72,7 +74,7 @@ def runs_table(runs: list[Run]) -> Table:
     """A line per run."""
     table = Table("name", "status", "search evaluations", "best search fitness", "why it ended", "created")
     for run in runs:
-        rows = run.store.rows("search")
+        rows = run.store.summaries("search")
         best = max((row.value for row in rows if row.value is not None), default=None)
         done = f"{len(rows)} of {run.state.plan.search_evaluations}"
         table.add_row(run.name, run.status, done, _number(best), run.state.stop_reason or "", run.state.created[:16])
@@ -87,55 +89,57 @@ def closing_table(run: Run) -> RenderableType:
     winner = ranked[0]
     table = Table("model", "search", "validation", "95% interval", title_justify="left")
     table.title = "On prompts the search has not seen" if winner.standing else "No finalist has been validated yet"
-    for entry in ranked:
-        if entry.standing is not None or entry.rank == 1:
-            label = f"{_role(entry)}: {entry.label}"
-            search = entry.search.value if entry.search else None
-            _add(table, label, search, entry.standing, style="bold" if entry.rank == 1 else "")
-    compared = against(run, winner)
-    for standing, _ in compared:
+    for entry in ranked.finalists or [winner]:
+        label = f"{_role(entry)}: {entry.label}"
+        search = entry.search.value if entry.search else None
+        _add(table, label, search, entry.standing, style="bold" if entry.rank == 1 else "")
+    compared = against(run, ranked)
+    others = [standing for standing, _ in compared if standing.kind != "finalist"]
+    for standing in others:
         search = standing.search.value if standing.search else None
         _add(table, f"{standing.kind}: {_short(standing.label)}", search, standing)
     lines: list[RenderableType] = [table]
-    gap = optimism(winner)
-    if gap is not None:
-        lines.append(Text(f"Optimism (search minus validation fitness of the winner): {gap:+.3f}."))
-    lines += [
-        Text(f"{standing.kind} {_short(standing.label)}: {verdict(difference)}")
-        for standing, difference in compared
-        if difference is not None
-    ]
+    if len(ranked.finalists) > 1:
+        lines.append(
+            Text(
+                f"Picked by these very scores: the intervals of the {len(ranked.finalists)} finalists and of the "
+                "winner's lead are widened to hold for all of them at once (Bonferroni)."
+            )
+        )
+    if winner.optimism is not None:
+        lines.append(Text(f"Optimism (search minus validation fitness of the winner): {winner.optimism:+.3f}."))
+    best_parent = max((s for s in others if s.kind == "parent"), key=_value, default=None)
+    # The best parent is the one to beat.
+    for standing, difference in sorted(compared, key=lambda pair: pair[0] is not best_parent):
+        if difference is not None:
+            lines.append(Text(f"The winner: {verdict(difference, standing)}"))
     if winner.standing is not None and winner.standing.value is not None:
-        unbeaten = [s for s, _ in compared if s.value is not None and s.value >= winner.standing.value]
+        unbeaten = [s for s in others if s.value is not None and s.value >= winner.standing.value]
         lines += [Text(f"No merge scored above {s.kind} {_short(s.label)} on these prompts.", "bold") for s in unbeaten]
     lines += [Text(f"Warning: {text}", style="yellow") for text in run.state.warnings]
     return Group(*lines)
 
 
-def verdict(difference: Difference) -> str:
-    """Whether the winner is better, or honestly that one cannot tell."""
-    probability = f"{difference.p_better:.3f}" if difference.p_better < 0.9995 else "above 0.999"
+def verdict(difference: Difference, other: Standing) -> str:
+    """Whether the winner is better than another model, or honestly that one cannot tell."""
+    name = f"{other.kind} {_short(other.label)}"
     interval = f"95% interval [{difference.low:.3f}, {difference.high:.3f}]"
-    if difference.low > 0:
-        return f"the winner is better by {difference.mean:.3f}, {interval}, probability {probability}."
     if difference.high < 0:
-        return f"the winner is worse by {-difference.mean:.3f}, {interval}."
+        return f"worse than {name} by {-difference.mean:.3f}, {interval}."
+    probability = f", probability {f'{difference.p_better:.3f}' if difference.p_better < 0.9995 else 'above 0.999'}"
+    if other.kind == "finalist":
+        probability = ""  # the winner is the better one of the pair because it was picked so
+    if difference.low > 0:
+        return f"better than {name} by {difference.mean:.3f}, {interval}{probability}."
     return (
-        f"cannot tell it from the winner: difference {difference.mean:+.3f}, {interval}, "
-        f"probability that the winner is better {probability}; more prompts might tell."
+        f"cannot tell it from {name}: difference {difference.mean:+.3f}, {interval}{probability}; "
+        "more prompts might tell."
     )
-
-
-def optimism(winner: Ranked) -> float | None:
-    """Search fitness minus validation fitness of the winner."""
-    if winner.search is None or winner.search.value is None or winner.standing is None or winner.standing.value is None:
-        return None
-    return winner.search.value - winner.standing.value
 
 
 def status_lines(run: Run) -> list[str]:
     """Where a run stands, in a few sentences."""
-    plan, rows = run.state.plan, run.store.rows("search")
+    plan, rows = run.state.plan, run.store.summaries("search")
     failed = [row for row in rows if row.value is None]
     reason = run.state.stop_reason
     if reason == run.status:
@@ -145,23 +149,34 @@ def status_lines(run: Run) -> list[str]:
         f"{run.name}: {run.status}"
         + (f" ({reason}: {explained})" if reason and explained != reason else f" ({reason})" if reason else ""),
         f"search: {len(rows)} of {plan.search_evaluations} evaluations, {len(failed)} failed; "
-        f"{len(run.store.rows())} of {plan.total_evaluations} in all",
+        f"{len(run.store)} of {plan.total_evaluations} in all",
     ]
     means = stage_seconds(rows)
     if means:
         lines.append("seconds per evaluation: " + ", ".join(f"{stage} {value:.2f}" for stage, value in means.items()))
+    workers = utilisation(run)
+    if workers:
+        shares = (f"{one['worker']} {one['busy_share']:.0%}" for one in workers)
+        lines.append(f"workers busy: {', '.join(shares)}")
+    for change in run.state.changes:
+        lines.append(f"changed {change['at'][:16]}: {'; '.join(change_lines(change['settings']))}")
     lines.append(f"history: {run.folder}")
     if run.status in ("interrupted", "failed"):
         lines.append(f"go on with: {resume_command(run)}")
     return lines
 
 
+def change_lines(settings: Mapping[str, Sequence[Any]]) -> list[str]:
+    """A line per changed setting: its dotted path, and the values before and after."""
+    return [f"{path}: {was} -> {now}" for path, (was, now) in settings.items()]
+
+
 def history_table(rows: list[dict[str, Any]]) -> Table:
     """A line per evaluation, from the JSON of ``evolve history``."""
-    table = Table("number", "what", "asked", "fitness", "stderr", "seconds", "failure")
+    table = Table("number", "what", "asked", "fitness", "stderr", "seconds", "worker", "failure")
     for row in rows:
-        failure = row["failure"]
         seconds = sum(value for value in row["seconds"].values() if value is not None)
+        workers = ", ".join(str(worker) for worker in row["workers"])
         table.add_row(
             str(row["number"]),
             _short(row["label"]),
@@ -169,8 +184,12 @@ def history_table(rows: list[dict[str, Any]]) -> Table:
             _number(row["fitness"]),
             _number(row["stderr"]),
             f"{seconds:.1f}",
-            f"{failure['stage']}: {failure['reason']}" if failure else "",
+            f"{workers} in {row['shares']} parts *" if row["shares"] > 1 else workers,
+            _failure(row),
         )
+    if any(row["shares"] > 1 for row in rows):
+        table.caption = "* The prompts were split over workers; batches of another size can change last digits."
+        table.caption_justify = "left"
     return table
 
 
@@ -213,13 +232,29 @@ def _popsize_reason(config: RunConfig, workers: int) -> str:
 def _answers(prepared: Prepared) -> str:
     """How much is generated and judged, for an estimate of time and cost."""
     plan, config = prepared.plan, prepared.config
-    on_validation = plan.baselines // 2 + min(plan.finalists, (1 + config.finalists.top_k) * config.finalists.repeats)
-    searched = (plan.total_evaluations - on_validation) * len(prepared.prompts["search"])
-    answers = searched + on_validation * len(prepared.prompts["validation"])
+    of_mean = 0 if plan.remainder else 1  # without a remainder the mean answers the search prompts at the end
+    searched = plan.search_evaluations + plan.baselines // 2 + of_mean
+    validated = plan.baselines // 2 + plan.finalists - of_mean
+    answers = searched * config.search.repeats * len(prepared.prompts["search"])
+    answers += validated * config.finalist_repeats * len(prepared.prompts["validation"])
     text = f"about {answers}, each of at most {prepared.generation.max_new_tokens} tokens"
     if config.fitness.judge is not None:
         text += f"; {answers * config.fitness.judge.samples} requests to the judge {config.fitness.judge.model}"
     return text
+
+
+def _noise_handling(prepared: Prepared) -> list[str]:
+    config = prepared.config
+    handling = ["the same prompts and decoding seeds for every candidate"]
+    if "doubled" in _popsize_reason(config, prepared.workers):
+        handling.append("popsize doubled (search.noise)")
+    for split, setting, repeats in (
+        ("search", "search.repeats", config.search.repeats),
+        ("validation", "finalists.repeats", config.finalist_repeats),
+    ):
+        if repeats > 1:
+            handling.append(f"{repeats} answers to each {split} prompt ({setting})")
+    return handling
 
 
 def _stops(config: RunConfig) -> list[str]:
@@ -232,6 +267,19 @@ def _stops(config: RunConfig) -> list[str]:
     stops.append(f"the step size falls below {search.min_sigma:g} (min_sigma)")
     stops.append(f"{search.stagnation_generations} generations in a row bring nothing better (stagnation)")
     return stops
+
+
+def _failure(row: dict[str, Any]) -> str:
+    if row["failure"]:
+        return f"{row['failure']['stage']}: {row['failure']['reason']}"
+    if not row["lost"]:
+        return ""
+    lost = "; ".join(f"worker {one['worker']}: {one['reason']}" for one in row["lost"])
+    return f"tried {row['attempts']} times: {lost}"
+
+
+def _value(standing: Standing) -> float:
+    return standing.value if standing.value is not None else float("-inf")
 
 
 def _number(value: float | None) -> str:

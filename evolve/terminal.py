@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from types import TracebackType
 from typing import Self
 
@@ -14,10 +15,10 @@ from rich.table import Table
 from evolve.budget import Plan
 from evolve.errors import RunStopped
 from evolve.evaluation import Evaluation
+from evolve.interrupt import Interrupt
 from evolve.run import Run, resume_command
 from evolve.stopping import Generation
 from evolve.tables import line_of
-from evolve.views import stage_seconds
 
 
 def drive(run: Run, console: Console) -> None:
@@ -27,9 +28,13 @@ def drive(run: Run, console: Console) -> None:
         RunStopped: a failure stopped it.
         KeyboardInterrupt: passed on.
     """
+    interrupt = Interrupt(
+        patient=run.config.stop == "in_flight",
+        say=lambda text: console.print(text, markup=False, highlight=False),
+    )
     try:
-        with TerminalProgress(console) as progress:
-            run.execute(progress=progress)
+        with interrupt.listening(), TerminalProgress(console) as progress:
+            run.execute(progress=progress, interrupt=interrupt)
     except KeyboardInterrupt:
         console.print(
             f"\nEverything finished is recorded. Go on with: {resume_command(run)}", markup=False, highlight=False
@@ -51,7 +56,8 @@ class TerminalProgress:
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
         self._plan: Plan | None = None
         self._done = 0
-        self._fresh: list[Evaluation] = []
+        self._fresh = 0
+        self._seconds: Counter[str] = Counter()
         self._begun = time.monotonic()
         self._best: float | None = None
         self._last: Generation | None = None
@@ -82,7 +88,8 @@ class TerminalProgress:
         """An evaluation was recorded."""
         if not self._fresh:
             self._begun = time.monotonic() - sum(row.seconds.values())
-        self._fresh.append(row)
+        self._fresh += 1
+        self._seconds.update(row.seconds)
         self._done += 1
         if row.candidate.kind == "search":
             self._searched += 1
@@ -92,11 +99,13 @@ class TerminalProgress:
         self._say(f"[{self._done}/{total}] {line_of(row)}")
         self._refresh()
 
-    def generation(self, summary: Generation) -> None:
+    def generation(self, summary: Generation, *, replayed: bool) -> None:
         """A generation was told."""
         self._last = summary
         if summary.best is not None and (self._best is None or summary.best > self._best):
             self._best = summary.best
+        if replayed:
+            return
         best, mean = (f"{v:.4f}" if v is not None else "-" for v in (summary.best, summary.mean))
         text = f"generation {summary.number}: best {best}, mean {mean}, sigma {summary.sigma:.3f}"
         if not summary.informative:
@@ -120,7 +129,7 @@ class TerminalProgress:
     def _left(self) -> str:
         if not self._fresh or self._plan is None:
             return ""
-        pace = (time.monotonic() - self._begun) / len(self._fresh)
+        pace = (time.monotonic() - self._begun) / self._fresh
         left = max(self._plan.total_evaluations - self._done, 0) * pace
         return f"; about {left / 60:.0f} min left" if left >= 60 else f"; about {left:.0f} s left"
 
@@ -136,7 +145,7 @@ class TerminalProgress:
             f"best {self._best:.4f}" if self._best is not None else "",
             f"mean {last.mean:.4f}" if last and last.mean is not None else "",
             f"sigma {last.sigma:.3f}" if last else "",
-            ", ".join(f"{stage} {value:.1f}s" for stage, value in stage_seconds(self._fresh).items()),
+            ", ".join(f"{stage} {total / self._fresh:.1f}s" for stage, total in self._seconds.items()),
             self._left().removeprefix("; "),
         )
         grid = Table.grid()

@@ -1,20 +1,27 @@
-"""What a run has come to, as plain data: the JSON contract of ``show`` and ``history``, and the ranking."""
+"""What a run has come to, as plain data: the JSON contract of ``show`` and ``history``, and the ranking.
+
+A run may have thousands of evaluations: what is shown of all of them comes from their summaries, and only what is
+shown whole is decoded.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, overload
 
-from evolve.evaluation import Evaluation
+from evolve.evaluation import Evaluation, Summary
 from evolve.finals import Standing, compare, leaders, standings
 from evolve.outcome import Failed
 from evolve.run import Run
 from fitness.intervals import Difference
+from workers.job import Share
 from workers.recipe import Recipe
 
 _PHASES = {"parent": 0, "baseline": 0, "search": 1, "finalist": 2}
+_STAGES = ("merge", "generate", "judge")
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,13 @@ class Ranked:
     genotype: tuple[float, ...] | None
     standing: Standing | None
     search: Evaluation | None
+
+    @property
+    def optimism(self) -> float | None:
+        """Search minus validation fitness: how much the search flattered it."""
+        value = self.standing.value if self.standing is not None else None
+        searched = self.search.value if self.search is not None else None
+        return None if value is None or searched is None else searched - value
 
     def to_dict(self) -> dict[str, Any]:
         """As in ``show --json``."""
@@ -42,37 +56,74 @@ class Ranked:
         }
 
 
-def ranking(run: Run) -> list[Ranked]:
-    """All scored recipes of the search, best first."""
-    found: list[Ranked] = []
-    seen: set[str] = set()
-    for standing in _standings(run, "finalist"):
-        if standing.value is not None:
-            c = standing.validation[0].candidate
-            seen.add(c.recipe.hash)
-            found.append(Ranked(len(found) + 1, c.label, c.recipe, c.genotype, standing, standing.search))
-    for row in leaders(run.store.rows("search")):
+class Ranking(Sequence[Ranked]):
+    """All scored recipes of the search, best first; those behind the finalists are decoded when they are asked for.
+
+    Attributes:
+        finalists: those with a validation fitness, the winner first.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._get = run.store.get
+        self.finalists: list[Ranked] = []
+        for standing in _standings(run, "finalist"):
+            if standing.value is not None and standing.validation is not None:
+                c = standing.validation.candidate
+                rank = len(self.finalists) + 1
+                self.finalists.append(Ranked(rank, c.label, c.recipe, c.genotype, standing, standing.search))
+        validated = {one.recipe.hash for one in self.finalists}
+        others: dict[str, Summary] = {}
+        for summary in leaders(run.store.summaries("search")):
+            if summary.recipe_hash not in validated:
+                others.setdefault(summary.recipe_hash, summary)
+        self._others = list(others.values())
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.finalists) + len(self._others)
+
+    @overload
+    def __getitem__(self, index: int) -> Ranked: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Ranked]: ...
+    def __getitem__(self, index: int | slice) -> Ranked | list[Ranked]:
+        """By rank - 1."""
+        places = range(len(self))[index]
+        return self._at(places) if isinstance(places, int) else [self._at(place) for place in places]
+
+    def __iter__(self) -> Iterator[Ranked]:
+        """One after the other, the best first."""
+        return (self._at(place) for place in range(len(self)))
+
+    def _at(self, place: int) -> Ranked:
+        if place < len(self.finalists):
+            return self.finalists[place]
+        row = self._get(self._others[place - len(self.finalists)].key)
+        assert row is not None, "what has a summary has a row"
         c = row.candidate
-        if c.recipe.hash not in seen:
-            seen.add(c.recipe.hash)
-            found.append(Ranked(len(found) + 1, c.label, c.recipe, c.genotype, None, row))
-    return found
+        return Ranked(place + 1, c.label, c.recipe, c.genotype, None, row)
 
 
-def against(run: Run, winner: Ranked) -> list[tuple[Standing, Difference | None]]:
-    """Parents and baselines, each with how much better the winner is on the validation prompts."""
-    others = _standings(run, "parent") + _standings(run, "baseline")
-    if winner.standing is None:
+def ranking(run: Run) -> Ranking:
+    """All scored recipes of the search, best first."""
+    return Ranking(run)
+
+
+def against(run: Run, ranked: Ranking) -> list[tuple[Standing, Difference | None]]:
+    """Parents, baselines and other finalists, each with how much better the winner is on the validation prompts."""
+    winner, *rivals = (one.standing for one in ranked.finalists) if ranked.finalists else (None,)
+    count, bounds = len(ranked.finalists), run.state.score_bounds
+    others = _standings(run, "parent") + _standings(run, "baseline") + [r for r in rivals if r is not None]
+    if winner is None:
         return [(other, None) for other in others]
-    bounds = run.state.score_bounds
-    return [(other, compare(winner.standing, other, run.transcripts, bounds=bounds)) for other in others]
+    return [(other, compare(winner, other, picked_from=count, bounds=bounds)) for other in others]
 
 
 def summary_dict(run: Run) -> dict[str, Any]:
     """The JSON of ``evolve runs``, a part of that of ``evolve show``; reads no transcript."""
-    rows = run.store.rows("search")
+    rows = run.store.summaries("search")
     failed = sum(1 for row in rows if row.value is None)
-    generations = [row.candidate.generation for row in rows if row.candidate.generation is not None]
+    generations = [row.generation for row in rows if row.generation is not None]
     return {
         "name": run.name,
         "status": run.status,
@@ -90,15 +141,21 @@ def show_dict(run: Run) -> dict[str, Any]:
     """The JSON of ``evolve show``."""
     ranked = ranking(run)
     best = ranked[0] if ranked else None
-    compared = against(run, best) if best else [(s, None) for s in _standings(run, "parent")]
-    entries = [(standing, _standing(standing, difference)) for standing, difference in compared]
+    compared = against(run, ranked)
+    entries = [(standing.kind, _standing(standing, difference)) for standing, difference in compared]
+    minus = [None, *(difference for standing, difference in compared if standing.kind == "finalist")]
     return {
         **summary_dict(run),
-        "all_evaluations": {"planned": run.state.plan.total_evaluations, "recorded": len(run.store.rows())},
-        "best": best.to_dict() if best else None,
-        "finalists": [r.to_dict() for r in ranked if r.standing is not None],
-        "parents": [data for standing, data in entries if standing.kind == "parent"],
-        "baselines": [data for standing, data in entries if standing.kind == "baseline"],
+        "all_evaluations": {"planned": run.state.plan.total_evaluations, "recorded": len(run.store)},
+        "best": {**best.to_dict(), "optimism": best.optimism} if best else None,
+        "finalists": [
+            {**one.to_dict(), "winner_minus_it": difference.to_dict() if difference else None}
+            for one, difference in zip(ranked.finalists, minus[: len(ranked.finalists)], strict=True)
+        ],
+        "parents": [data for kind, data in entries if kind == "parent"],
+        "baselines": [data for kind, data in entries if kind == "baseline"],
+        "utilisation": utilisation(run),
+        "changes": list(run.state.changes),
         "warnings": list(run.state.warnings),
         "versions": run.state.versions,
         "plan": run.state.plan.to_dict(),
@@ -106,7 +163,12 @@ def show_dict(run: Run) -> dict[str, Any]:
 
 
 def history(run: Run) -> list[dict[str, Any]]:
-    """The JSON of ``evolve history``: a row per evaluation, in the order of the run's phases."""
+    """The JSON of ``evolve history``: a row per evaluation, in the order of the run's phases.
+
+    ``shares`` above 1 says that the candidate's prompts were split over so many pieces of work. An engine may then
+    have batched them otherwise than those of other candidates, and another batch can change the last digits of a
+    logit, and so an answer.
+    """
     rows = sorted(run.store.rows(), key=_order)
     return [
         {
@@ -123,7 +185,11 @@ def history(run: Run) -> list[dict[str, Any]]:
             "parts": dict(row.fitness.parts) if row.fitness else {},
             "genotype": None if row.candidate.genotype is None else list(row.candidate.genotype),
             "recipe_hash": row.candidate.recipe.hash,
-            "seconds": {stage: row.seconds.get(stage) for stage in ("merge", "generate", "judge")},
+            "seconds": {stage: row.seconds.get(stage) for stage in _STAGES},
+            "workers": sorted({share.worker for share in row.shares}),
+            "shares": len(row.shares),
+            "attempts": 1 + len(row.lost),
+            "lost": [asdict(one) for one in row.lost],
             "failure": (
                 {"stage": row.result.stage, "reason": row.result.reason} if isinstance(row.result, Failed) else None
             ),
@@ -132,14 +198,64 @@ def history(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def stage_seconds(rows: Sequence[Evaluation]) -> dict[str, float]:
+def stage_seconds(rows: Sequence[Evaluation] | Sequence[Summary]) -> dict[str, float]:
     """Mean seconds per evaluation by stage."""
-    stages = ("merge", "generate", "judge")
-    return {s: math.fsum(row.seconds.get(s, 0.0) for row in rows) / len(rows) for s in stages} if rows else {}
+    return {s: math.fsum(row.seconds.get(s, 0.0) for row in rows) / len(rows) for s in _STAGES} if rows else {}
+
+
+def utilisation(run: Run) -> list[dict[str, Any]]:
+    """How busy each worker was while the run was worked on: ``{worker, busy_seconds, busy_share}``."""
+    return busy((share for row in run.store.summaries() for share in row.shares), run.state.sittings)
+
+
+def busy(shares: Iterable[Share], sittings: Sequence[float]) -> list[dict[str, Any]]:
+    """Busy seconds of each worker, and their share of the time that was worked.
+
+    A sitting is worked from the start of its first share to the end of its last, whoever did them; starting engines
+    is before that and does not count, waiting for a judge or for the last of a generation is within.
+
+    Args:
+        shares: all that was done.
+        sittings: when each sitting began, in Unix seconds, ascending.
+
+    Returns:
+        ``{"worker": index, "busy_seconds": ..., "busy_share": ...}``, the share in [0, 1], by index.
+    """
+    done: dict[int, list[Share]] = {}
+    for share in shares:
+        done.setdefault(bisect_right(sittings, share.started), []).append(share)
+    window, seconds = 0.0, {share.worker: 0.0 for sitting in done.values() for share in sitting}
+    for sitting in done.values():
+        window += max(share.started + share.seconds for share in sitting) - min(share.started for share in sitting)
+        for worker in seconds:
+            seconds[worker] += _covered(share for share in sitting if share.worker == worker)
+    return [
+        {"worker": worker, "busy_seconds": spent, "busy_share": min(1.0, spent / window) if window > 0 else 0.0}
+        for worker, spent in sorted(seconds.items())
+    ]
+
+
+def _covered(shares: Iterable[Share]) -> float:
+    """Seconds in which at least one of them was under way; a clock that was set back may let them overlap."""
+    total, until = 0.0, -math.inf
+    for share in sorted(shares, key=lambda share: share.started):
+        end = share.started + share.seconds
+        total += max(0.0, end - max(until, share.started))
+        until = max(until, end)
+    return total
 
 
 def _standings(run: Run, kind: str) -> list[Standing]:
-    return standings(run.store.rows(), run.transcripts, kind, bounds=run.state.score_bounds)
+    rows = list(run.store.rows(kind))
+    if kind == "finalist":
+        rows += _searched(run, {row.candidate.recipe.hash for row in rows})
+    return standings(rows, run.transcripts, kind, bounds=run.state.score_bounds)
+
+
+def _searched(run: Run, hashes: set[str]) -> list[Evaluation]:
+    """What the search made of some recipes."""
+    keys = [s.key for s in run.store.summaries("search") if s.recipe_hash in hashes]
+    return [row for key in keys if (row := run.store.get(key)) is not None]
 
 
 def _order(row: Evaluation) -> tuple[int, int, int, str]:
@@ -154,11 +270,10 @@ def _score(row: Evaluation | None) -> dict[str, float] | None:
 
 
 def _validation(standing: Standing | None) -> dict[str, Any] | None:
-    if standing is None or standing.value is None:
+    if standing is None or standing.value is None or standing.validation is None or not standing.validation.fitness:
         return None
-    errors = [row.fitness.stderr for row in standing.validation if row.fitness]
-    # Repeats share their prompts, so averaging them does not shrink the error between prompts.
-    return {"fitness": standing.value, "stderr": math.fsum(errors) / len(errors), "ci95": list(standing.ci95 or ())}
+    stderr = standing.validation.fitness.stderr
+    return {"fitness": standing.value, "stderr": stderr, "ci95": list(standing.ci95 or ())}
 
 
 def _standing(standing: Standing, difference: Difference | None) -> dict[str, Any]:

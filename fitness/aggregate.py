@@ -17,14 +17,17 @@ class Fitness:
     """How good a model is on some prompts.
 
     Attributes:
-        value: mean over the scored answers, always finite, in [-1, 1].
-        stderr: standard error of that mean, the sample standard deviation over ``sqrt(scored)``. With one
-            scored answer nothing is known of the spread, and it is 1, the largest there can be. It is 0
-            where all answers score the same, which is no proof of certainty: see ``fitness.intervals``.
+        value: mean over the prompts, each prompt's score being the mean of its scored answers; always finite, in
+            [-1, 1].
+        stderr: standard error of that mean: the sample standard deviation of the prompts' scores over the root
+            of their number, so that more answers to the same prompts do not pass for more prompts. With one
+            scored prompt nothing is known of the spread, and it is 1, the largest there can be. It is 0
+            where all prompts score the same, which is no proof of certainty: see ``fitness.intervals``.
         scored: number of answers that have a score.
         total: number of answers.
-        parts: means, each over the answers that have that number: the terms by name, ``<term>.<inner>`` for
-            what is inside them, and ``observed.<quantity>`` for what is recorded of every answer.
+        parts: means, each over the prompts with answers that have that number: the terms by name,
+            ``<term>.<inner>`` for what is inside them, and ``observed.<quantity>`` for what is recorded of
+            every answer.
     """
 
     value: float
@@ -62,41 +65,50 @@ class Fitness:
 
 
 def aggregate(scores: Sequence[Score], *, min_scored_share: float) -> Fitness:
-    """Averages the scores of one evaluation.
+    """Averages the scores of one evaluation: over the answers to each prompt, then over the prompts.
 
     Args:
-        scores: one per answer.
+        scores: one per answer; a prompt that was answered several times has several.
         min_scored_share: fewest scored answers, as a share in [0, 1].
 
     Raises:
         ScoringFailed: no answer has a score, or too few have one.
     """
     unscored = [score.value.reason for score in scores if isinstance(score.value, Unscored)]
-    values = [score.value for score in scores if not isinstance(score.value, Unscored)]
-    if not values or len(values) < min_scored_share * len(scores):
+    scored = len(scores) - len(unscored)
+    if not scored or scored < min_scored_share * len(scores):
         why = f"; most often: {Counter(unscored).most_common(1)[0][0]}" if unscored else ""
         raise ScoringFailed(
-            f"{len(values)} of {len(scores)} answers could be scored,"
+            f"{scored} of {len(scores)} answers could be scored,"
             f" below fitness.min_scored_share {min_scored_share:g}{why}"
         )
+    values = list(prompt_means((score.prompt_id, score.value) for score in scores).values())
     mean = _mean(values)
     stderr = 1.0
     if len(values) > 1:
         variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
         stderr = math.sqrt(variance / len(values))
-    named = [
-        {**score.parts, **{f"observed.{name}": number for name, number in score.observed.items()}} for score in scores
-    ]
-    return Fitness(mean, stderr, len(values), len(scores), _means(named))
+    columns: dict[str, list[tuple[str, float | Unscored]]] = {}
+    for score in scores:
+        observed = {f"observed.{name}": number for name, number in score.observed.items()}
+        for name, number in {**score.parts, **observed}.items():
+            columns.setdefault(name, []).append((score.prompt_id, number))
+    means = {name: list(prompt_means(column).values()) for name, column in columns.items()}
+    parts = {name: _mean(numbers) for name, numbers in means.items() if numbers}
+    return Fitness(mean, stderr, scored, len(scores), parts)
 
 
-def _means(rows: Iterable[Mapping[str, float | Unscored]]) -> dict[str, float]:
-    columns: dict[str, list[float]] = {}
-    for row in rows:
-        for name, number in row.items():
-            if not isinstance(number, Unscored):
-                columns.setdefault(name, []).append(number)
-    return {name: _mean(numbers) for name, numbers in columns.items()}
+def prompt_means(numbers: Iterable[tuple[str, float | Unscored]]) -> dict[str, float]:
+    """Per prompt id the mean of what its answers got; a prompt with nothing scored is left out.
+
+    Args:
+        numbers: (prompt id, number) of every answer.
+    """
+    by_prompt: dict[str, list[float]] = {}
+    for prompt_id, number in numbers:
+        if not isinstance(number, Unscored):
+            by_prompt.setdefault(prompt_id, []).append(number)
+    return {prompt_id: _mean(found) for prompt_id, found in by_prompt.items()}
 
 
 def _mean(numbers: Sequence[float]) -> float:

@@ -3,14 +3,20 @@
 The bootstrap only knows the values it has seen: from twenty equal scores it concludes that the mean is certain.
 Therefore:
 
-- Scores that are all 0 or 1 are shares, and get Wilson's interval; a difference of two shares on the same
-  prompts gets Newcombe's square-and-add interval, made of two Wilson intervals and their correlation
-  (Newcombe 1998, Statistics in Medicine 17:2635-2650, method 10).
-- Other scores get the bootstrap (BCa, ``scipy.stats.bootstrap``).
+- Scores that are all 0 or 1 are shares, and get the exact interval (Clopper and Pearson 1934, Biometrika
+  26:404-413): Wilson's is shorter, but holds too rarely near 0 and 1, and the best of several models is just
+  where it fails (``benchmarks/noise.py``). A difference of two shares on the same prompts gets Newcombe's
+  square-and-add interval, made of two Wilson intervals and their correlation (Newcombe 1998, Statistics in
+  Medicine 17:2635-2650, method 10).
+- Other scores get the bootstrap (BCa, ``scipy.stats.bootstrap``), its confidence raised so that it is not too
+  short for few prompts (Hesterberg 2015, The American Statistician 69:371-386, "expanded percentiles").
 - Where fewer than five values differ from the commonest one, the bootstrap has too little to resample. Its
   interval is then widened by what can be said without it: the share of prompts with another value is at most
-  Wilson's upper limit, and those prompts may score anything within the bounds. Equal values, and fewer
+  the exact upper limit, and those prompts may score anything within the bounds. Equal values, and fewer
   than six prompts, always fall under this rule; one prompt gives a wide interval, never a point.
+
+An interval of the best of several models, picked by these very scores, must hold whichever is picked: see
+:func:`simultaneous`.
 """
 
 from __future__ import annotations
@@ -30,6 +36,7 @@ Floats = NDArray[np.float64]
 
 RESAMPLES = 9999
 _FEWEST_DIFFERING = 5
+_DRAWS_OUTSIDE, _MOST_RESAMPLES = 40, 99_999  # an end of the interval must not hang on one or two draws
 _NUMBERS_AT_ONCE = 2_000_000  # 16 MB of float64
 
 
@@ -44,7 +51,8 @@ class Difference:
         p_better: probability in (0, 1) that ``a`` is better in the mean over all prompts like these: the
             Bayesian bootstrap (Rubin 1981, Annals of Statistics 9:130-134) over the observed differences and
             two imagined prompts, one won and one lost by the widest margin. Equal scores give 0.5, and
-            n clear wins out of n give ``1 - 0.5 ** (n + 1)``, not 1.
+            n clear wins out of n give ``1 - 0.5 ** (n + 1)``, not 1. It is about this one pair: where ``a`` was
+            picked as the best of several it knows nothing of that, and the interval decides.
     """
 
     mean: float
@@ -55,6 +63,19 @@ class Difference:
     def to_dict(self) -> dict[str, float]:
         """Plain data."""
         return asdict(self)
+
+
+def simultaneous(count: int, confidence: float = 0.95) -> float:
+    """The confidence that each of several intervals needs for all of them to hold at once (Bonferroni).
+
+    What holds for all models holds for the one that is picked, whatever picks it: Andrews, Kitagawa and McCloskey
+    2024, "Inference on Winners", Quarterly Journal of Economics 139:305-358 (projection intervals).
+
+    Args:
+        count: number of intervals.
+        confidence: of all together, in (0, 1).
+    """
+    return 1 - (1 - confidence) / max(count, 1)
 
 
 def mean_interval(
@@ -130,8 +151,8 @@ def _checked(scores: Floats, bounds: Bounds | None) -> Bounds:
     return bounds
 
 
-def _share_interval(successes: int, total: int, confidence: float) -> Bounds:
-    interval = stats.binomtest(successes, total).proportion_ci(confidence, method="wilson")
+def _share_interval(successes: int, total: int, confidence: float, method: str = "exact") -> Bounds:
+    interval = stats.binomtest(successes, total).proportion_ci(confidence, method=method)
     share = successes / total
     return min(float(interval.low), share), max(float(interval.high), share)
 
@@ -151,6 +172,10 @@ def _interval(values: Floats, confidence: float, seed: int, bounds: Bounds) -> B
 
 
 def _bootstrap(values: Floats, confidence: float, seed: int) -> Bounds:
+    n = len(values)
+    # As wide as Student's t would be, and free of the bias of a variance that is divided by n (Hesterberg).
+    outside = float(2 * stats.norm.sf(math.sqrt(n / (n - 1)) * stats.t.isf((1 - confidence) / 2, n - 1)))
+    resamples = int(min(max(RESAMPLES, _DRAWS_OUTSIDE / outside), _MOST_RESAMPLES))
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings():
             # BCa has no answer for some samples (NaN, with a warning); the percentiles always have.
@@ -158,9 +183,9 @@ def _bootstrap(values: Floats, confidence: float, seed: int) -> Bounds:
             interval = stats.bootstrap(
                 (values,),
                 np.mean,
-                n_resamples=RESAMPLES,
-                batch=max(1, _NUMBERS_AT_ONCE // len(values)),
-                confidence_level=confidence,
+                n_resamples=resamples,
+                batch=max(1, _NUMBERS_AT_ONCE // n),
+                confidence_level=1 - outside,
                 method=method,
                 rng=np.random.default_rng(seed),
             ).confidence_interval
@@ -175,8 +200,8 @@ def _newcombe(a: Floats, b: Floats, confidence: float) -> Bounds:
     both, only_a = int((a * b).sum()), int((a * (1 - b)).sum())
     only_b, neither = int((b * (1 - a)).sum()), int(((1 - a) * (1 - b)).sum())
     share_a, share_b = (both + only_a) / n, (both + only_b) / n
-    low_a, high_a = _share_interval(both + only_a, n, confidence)
-    low_b, high_b = _share_interval(both + only_b, n, confidence)
+    low_a, high_a = _share_interval(both + only_a, n, confidence, "wilson")
+    low_b, high_b = _share_interval(both + only_b, n, confidence, "wilson")
     margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
     agreement = float(both * neither - only_a * only_b)
     if agreement > 0:

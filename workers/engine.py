@@ -57,9 +57,16 @@ class WorkersConfig(BaseModel):
     enforce_eager: bool | None = None
     """Run vLLM without compiled graphs. Empty: true on a CPU, false on a GPU."""
     max_attempts: int = Field(default=3, ge=1)
-    """How often a job is tried, each time on another worker where possible, when workers die."""
+    """How often a candidate is tried, each time on another worker where possible, when workers die."""
     evaluation_timeout_seconds: float | None = Field(default=None, gt=0)
-    """A worker that needs longer for one job is killed and replaced. Empty: no limit."""
+    """A worker that needs longer for one candidate is killed and replaced. Empty: no limit."""
+    split_prompts: int | None = Field(default=None, ge=1)
+    """At the end of a generation, when no more candidates are left than workers, these are answered in pieces of at
+    least so many prompts, which shrink with the work that is left, and free workers take pieces of the others'
+    candidates. Empty: one worker answers all prompts of a candidate. Off by default, because a prompt in another batch
+    can get other last digits and with them another greedy answer, because a GPU takes nearly as long for a batch of
+    16 as for one of 64, and because every worker that joins in merges the candidate first. It pays where a
+    candidate has many more prompts than an engine batches."""
     start_timeout_seconds: float = Field(default=900, gt=0)
     """How long an engine may take to start."""
 
@@ -108,17 +115,20 @@ class Engine(Protocol):
         ...
 
     def generate(
-        self, prompts: Sequence[tuple[str, list[int]]], settings: Generation, seed: int
+        self, prompts: Sequence[tuple[str, list[int]]], settings: Generation, seeds: Sequence[int]
     ) -> tuple[Response, ...]:
         """Answers the prompts with the weights of the last swap.
 
         Args:
             prompts: (prompt id, token ids) pairs.
             settings: how to decode.
-            seed: decoding seed; prompt ``i`` samples with ``seed + i``.
+            seeds: decoding seed of each prompt.
 
         Returns:
             One response per prompt, in their order.
+
+        Raises:
+            CandidateFailed: the model cannot answer; its logits are NaN, for example.
         """
         ...
 

@@ -37,3 +37,9 @@ class CandidateFailed(Exception):
 
 class WorkersLost(Exception):
     """Workers died and could not be started again; the run stops and can be resumed."""
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text, where libraries put what happened; its type where it has no text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:500] if lines else type(error).__name__

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,7 +20,15 @@ from workers.recipe import Recipe
 SHARD_BYTES = 5 * 10**9
 
 
-def export_model(recipe: Recipe, merger: Merger, skeleton: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+def export_model(
+    recipe: Recipe,
+    merger: Merger,
+    skeleton: Path,
+    out: Path,
+    *,
+    documents: Mapping[str, str] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
     """Merges the recipe into a folder, a shard at a time, and reads it back.
 
     Args:
@@ -27,6 +36,7 @@ def export_model(recipe: Recipe, merger: Merger, skeleton: Path, out: Path, *, s
         merger: the same kind of merger that the engines use, opened on the skeleton's tokenizer.
         skeleton: configuration, tokenizer, generation defaults and chat template.
         out: the new folder; must not exist. It appears complete or not at all.
+        documents: texts to lie beside the weights, by file name.
         shard_bytes: largest size of one weights file, in bytes.
 
     Raises:
@@ -36,12 +46,18 @@ def export_model(recipe: Recipe, merger: Merger, skeleton: Path, out: Path, *, s
     if out.exists():
         raise ModelError(f"{out} exists already. Give --out a folder that does not exist.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=".exporting-"))
+    temporary = out.parent / f".{out.name}.exporting"
+    shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
     try:
-        shutil.copytree(skeleton, temporary, dirs_exist_ok=True)
+        shutil.copytree(skeleton, temporary)
+        for name, text in (documents or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
         _write_weights(recipe, merger, temporary, shard_bytes)
         _verify(recipe, merger, temporary)
-        temporary.chmod(0o755)
+        for file in (*temporary.rglob("*"), temporary):
+            if file.is_file():
+                file.chmod(0o644)  # safetensors writes for the owner alone
+            _sync(file)
         temporary.replace(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -78,6 +94,14 @@ def _write_weights(recipe: Recipe, merger: Merger, folder: Path, shard_bytes: in
         weight_map |= dict.fromkeys(names, file)
     content = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     (folder / INDEX_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _verify(recipe: Recipe, merger: Merger, folder: Path) -> None:

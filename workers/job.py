@@ -17,20 +17,52 @@ class Job:
     """One recipe to be merged and asked.
 
     Attributes:
-        key: unique within a run and a file name, such as ``search-0003-07`` or ``parent-0-validation``.
+        key: unique within a run and a file name, such as ``search-0003-007`` or ``parent-00-validation``.
         recipe: what to merge.
         split: which prompts to answer.
-        repeat: 0 for the first evaluation of a recipe on a split, 1, 2, ... for repeats.
-        seed: decoding seed, the same for every candidate of a run; a repeat adds to it.
+        repeats: answers to each prompt, every one sampled with a seed of its own.
+        seed: decoding seed, the same for every candidate of a run.
         attempt: 1 for the first try; a retry on another worker counts up.
     """
 
     key: str
     recipe: Recipe
     split: Split
-    repeat: int = 0
+    repeats: int = 1
     seed: int = 0
     attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one worker did of a job: all of it, or some of its prompts.
+
+    Attributes:
+        worker: its index in the pool.
+        answers: how many answers it gave.
+        started: when it began, in Unix seconds of the driver's clock.
+        seconds: how long it was busy.
+    """
+
+    worker: int
+    answers: int
+    started: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """An attempt that came to nothing; the job was tried again.
+
+    Attributes:
+        worker: which one was replaced, its index in the pool.
+        stage: as in :class:`JobFailed`.
+        reason: one line for people.
+    """
+
+    worker: int
+    stage: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +71,17 @@ class Transcript:
 
     Attributes:
         job: the job that was done.
-        responses: one per prompt of the split, in the order of the prompts.
+        responses: (repeats x prompts of the split) in the order of the prompts, repeat after repeat.
         seconds: wall seconds by stage: ``merge``, ``generate``.
-        worker: which worker did it (its index in the pool).
+        shares: who did it; more than one where its prompts were split over workers.
+        lost: the attempts before.
     """
 
     job: Job
     responses: tuple[Response, ...]
     seconds: Mapping[str, float]
-    worker: int
+    shares: tuple[Share, ...] = ()
+    lost: tuple[Lost, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +93,13 @@ class JobFailed:
         stage: ``merge``, ``generate`` or ``worker`` (the process died).
         reason: one line for people.
         seconds: wall seconds spent.
+        shares: who worked on it.
+        lost: the attempts before the last.
     """
 
     job: Job
     stage: str
     reason: str
     seconds: Mapping[str, float]
+    shares: tuple[Share, ...] = ()
+    lost: tuple[Lost, ...] = ()

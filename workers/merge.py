@@ -80,14 +80,17 @@ class Merger:
         merged = ((task.tensor_name, self._compute(task, recipe)) for task in tasks)
         return ((name, tensor) for name, tensor in merged if tensor is not None)
 
-    def validate(self, recipe: Recipe) -> None:
+    def validate(self, recipe: Recipe) -> set[str]:
         """Plans the recipe without reading a weight.
+
+        Returns:
+            The names of the tensors that it gives.
 
         Raises:
             ModelError: mergekit refuses it; the message is mergekit's.
         """
         try:
-            self._plan(recipe)
+            return {task.tensor_name for task in self._plan(recipe)}
         except Exception as error:
             raise ModelError(f"mergekit refuses this merge: {_one_line(error)}") from error
 

@@ -1,37 +1,44 @@
 """The pool: turns a stream of jobs into a stream of transcripts, over Ray actors with live engines.
 
-A thread per worker takes a job, waits for its worker, and hands over the result. A worker that dies, hangs, or whose
-engine is broken is replaced by its thread, and the job goes back to the front of the stream, for whoever is free first.
+A thread per worker, which lives as long as the pool, takes pieces of jobs from the feed of the run and brings the
+answers. A worker that dies, hangs, or whose engine is broken is replaced by its thread, while the others go on and
+the run may end without it.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-import os
 import queue
-import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import ray
-from ray.exceptions import RayActorError, RayError
 
 from fitness.generation import Generation
-from workers.actor import Answered, Failure, create_worker
+from workers.actor import Answered, Handle, Worker
+from workers.cluster import Resources, connect, least_cpus, share_out, worker_environment
 from workers.engine import EngineSpec
-from workers.errors import EngineSetupError, WorkersLost
+from workers.errors import EngineSetupError, WorkersLost, last_line
 from workers.feed import Feed
-from workers.job import Job, JobFailed, Split, Transcript
+from workers.job import Job, JobFailed, Share, Split, Transcript
+from workers.pieces import Piece
+from workers.schedule import Schedule
 
-_POLL_SECONDS = 0.5  # how soon a waiting thread notices a cancel
 _CLOSE_SECONDS = 10.0
-_STARTS = 3  # a worker that fails to start this often in a row is given up
+_STARTS = 3  # where no worker lives and each failed to start this often in a row, the run is given up
 _LONGEST_PAUSE_SECONDS = 60.0
+
+
+@dataclass
+class _Place:
+    """A worker's place in the pool: who holds it, and how often in a row nobody could be started there."""
+
+    handle: Handle | None = None
+    alive: bool = False
+    failures: int = 0
 
 
 class Pool:
@@ -46,10 +53,13 @@ class Pool:
         count: number of workers; ``None``: one per ``tensor_parallel_size`` GPUs of the cluster, else 1.
         cpus_per_worker: CPUs reserved per worker, and threads of its engine; ``None``: the cores divided.
         gpus_per_worker: GPUs reserved per worker; ``None``: ``tensor_parallel_size`` where there are GPUs.
-        max_attempts: how often a job is tried when workers die.
+        max_attempts: how often a job, or a piece of one, is tried when workers die.
         evaluation_timeout_seconds: a worker that takes longer for a job is killed.
         start_timeout_seconds: how long an engine may take to start.
         ray_address: an existing cluster; ``None``: a local one that lives as long as the pool.
+        split_prompts: least answers of the pieces in which the last jobs of a run are done; ``None``: all are done
+            whole.
+        worker_class: what runs in the actors.
     """
 
     def __init__(
@@ -65,26 +75,34 @@ class Pool:
         evaluation_timeout_seconds: float | None = None,
         start_timeout_seconds: float = 900,
         ray_address: str | None = None,
+        split_prompts: int | None = None,
+        worker_class: type[Worker] = Worker,
     ) -> None:
         self._spec = spec
         self._prompts = {split: [(i, list(ids)) for i, ids in pairs] for split, pairs in prompts.items()}
         self._generation = generation
-        self._count = count
-        self._cpus = cpus_per_worker
-        self._gpus = gpus_per_worker
+        self._asked = (count, cpus_per_worker, gpus_per_worker)
         self._max_attempts = max_attempts
         self._evaluation_timeout_seconds = evaluation_timeout_seconds
         self._start_timeout_seconds = start_timeout_seconds
         self._ray_address = ray_address
+        self._split_prompts = split_prompts
+        self._worker_class = worker_class
         self._owns_ray = False
+        self._resources = Resources(0, 0, 0)
         self._prompts_reference: Any = None
-        self._workers: list[Any] = []
+        self._places: list[_Place] = []
+        self._inboxes: list[queue.SimpleQueue[Feed | None]] = []
+        self._threads: list[threading.Thread] = []
         self._feed: Feed | None = None
+        self._last_reason = ""
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
 
     @property
     def count(self) -> int:
         """Number of workers that were started."""
-        return len(self._workers)
+        return len(self._places)
 
     def start(self) -> None:
         """Starts Ray where need be, and every engine, at the same time.
@@ -92,61 +110,63 @@ class Pool:
         Raises:
             EngineSetupError: the machine lacks CPUs or GPUs, or an engine did not start.
         """
+        count, cpus, gpus = self._asked
+        self._closing.clear()
         try:
-            self._connect()
-            count, cpus, gpus = self._resources()
-            self._count, self._cpus, self._gpus = count, cpus, gpus
+            self._owns_ray = connect(self._ray_address, least_cpus(count, cpus))
+            ranks = self._spec.tensor_parallel_size
+            self._resources = share_out(ranks=ranks, count=count, cpus=cpus, gpus=gpus)
             self._prompts_reference = ray.put(self._prompts)
-            self._workers = [self._create() for _ in range(count)]
-            deadline = time.monotonic() + self._start_timeout_seconds
-            for worker, reference in [(w, w.start.remote()) for w in self._workers]:
-                error = self._started(worker, reference, deadline)
-                if error is not None:
+            self._places = [_Place(self._create()) for _ in range(self._resources.count)]
+            for place in self._places:
+                assert place.handle is not None
+                if error := place.handle.started(self._start_timeout_seconds, self._closing):
                     raise EngineSetupError(error)
+                place.alive = True
         except BaseException:
             self.close()
             raise
+        self._inboxes = [queue.SimpleQueue() for _ in self._places]
+        self._threads = [
+            threading.Thread(target=self._serve, args=(index,), name=f"worker-{index}", daemon=True)
+            for index in range(len(self._places))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Transcript | JobFailed]:
         """Does the jobs; results come as they finish, in any order.
 
-        The workers go on while the caller is busy with a result.
+        The workers go on while the caller is busy with a result. The run ends as soon as every job that was taken
+        has its result, also while workers are being replaced.
+
+        Args:
+            jobs: asked for the next one, from any thread but one at a time, when a worker is free; it must not wait.
+                An iterator that ends ends the run after what is in flight. Only where its ``operator.length_hint``
+                tells how many are left are the last ones split.
 
         Raises:
-            WorkersLost: no worker can be started any more.
+            WorkersLost: no worker lives, and none can be started any more.
         """
         if self._feed is not None:
             raise RuntimeError("a pool does one run at a time; the last one has not ended")
-        feed = self._feed = Feed(jobs)
-        results: queue.Queue[Transcript | JobFailed | BaseException | None] = queue.Queue()
-        threads = [
-            threading.Thread(target=self._serve, args=(index, feed, results), name=f"worker-{index}", daemon=True)
-            for index in range(len(self._workers))
-        ]
-        for thread in threads:
-            thread.start()
-        running, lost = len(threads), ""
+        prompts = {split: len(pairs) for split, pairs in self._prompts.items()}
+        schedule = Schedule(jobs, prompts, max_attempts=self._max_attempts, split_prompts=self._split_prompts)
+        feed = self._feed = Feed(schedule, self._alive)
         try:
-            while running:
-                result = results.get()
-                if result is None:
-                    running -= 1
-                elif isinstance(result, WorkersLost):
-                    running, lost = running - 1, str(result)
-                elif isinstance(result, BaseException):
-                    raise result
-                elif not feed.cancelled:
-                    yield result
-            if lost and not feed.cancelled and feed.take() is not None:
-                raise WorkersLost(lost)
+            for inbox in self._inboxes:
+                inbox.put(feed)
+            self._give_up_if_lost()
+            yield from feed.results()
         finally:
             feed.cancel()
-            for thread in threads:
-                thread.join()
             self._feed = None
 
     def cancel(self) -> None:
-        """Ends ``run`` soon: no more jobs, and what is in work is dropped. Callable from another thread."""
+        """Ends ``run`` soon: no more jobs, and what is in work is dropped. Callable from another thread.
+
+        A worker finishes what it is at before it takes a job of the next run.
+        """
         feed = self._feed
         if feed is not None:
             feed.cancel()
@@ -154,16 +174,21 @@ class Pool:
     def close(self) -> None:
         """Ends every worker, and Ray where the pool started it. No process is left."""
         self.cancel()
+        self._closing.set()
+        for inbox in self._inboxes:
+            inbox.put(None)
+        for thread in self._threads:
+            thread.join(_CLOSE_SECONDS)
         if ray.is_initialized():
-            workers = [worker for worker in self._workers if worker is not None]
-            closing = [worker.close.remote() for worker in workers]
+            closing = [p.handle.close() for p in self._places if p.handle is not None and p.alive]
             if closing:
                 ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
-            for worker in workers:
-                ray.kill(worker)
+            for place in self._places:
+                if place.handle is not None:
+                    place.handle.kill()
             if self._owns_ray:
                 ray.shutdown()
-        self._workers = []
+        self._places, self._inboxes, self._threads = [], [], []
         self._owns_ray = False
 
     def __enter__(self) -> Self:
@@ -177,164 +202,82 @@ class Pool:
         """Closes the pool."""
         self.close()
 
+    def _alive(self) -> list[int]:
+        return [index for index, place in enumerate(self._places) if place.alive]
+
     # One worker's thread
 
-    def _serve(self, index: int, feed: Feed, results: queue.Queue[Any]) -> None:
-        try:
-            if self._workers[index] is None:  # given up in an earlier run
-                self._replace(index, feed)
-            while (job := feed.take()) is not None:
-                started = time.monotonic()
-                outcome = self._attempt(self._workers[index], job, feed)
-                if outcome is None:  # cancelled
-                    break
-                if isinstance(outcome, Answered):
-                    results.put(Transcript(job, outcome.responses, outcome.seconds, index))
-                    feed.done()
+    def _serve(self, index: int) -> None:
+        place = self._places[index]
+        while (feed := self._inboxes[index].get()) is not None:
+            while not self._closing.is_set():
+                if not place.alive:
+                    self._replace(index)
                     continue
-                if outcome.fatal and job.attempt < self._max_attempts:
-                    feed.again(replace(job, attempt=job.attempt + 1))
-                else:
-                    seconds = dict(outcome.seconds) or {outcome.stage: time.monotonic() - started}
-                    results.put(JobFailed(job, outcome.stage, outcome.reason, seconds))
-                    feed.done()
-                if outcome.fatal and not feed.cancelled:
-                    self._replace(index, feed)
-            results.put(None)
-        except BaseException as error:
-            results.put(error)
+                try:
+                    piece = feed.take(index)
+                    if piece is None:
+                        break
+                    self._do(index, piece, feed)
+                except Exception as error:  # a dead background task must end the run loudly
+                    feed.fail(error)
 
-    def _attempt(self, worker: Any, job: Job, feed: Feed) -> Answered | Failure | None:
-        reference = worker.do.remote(job)
+    def _do(self, index: int, piece: Piece, feed: Feed) -> None:
+        place = self._places[index]
+        assert place.handle is not None
+        started, clock = time.time(), time.monotonic()
         limit = self._evaluation_timeout_seconds
-        deadline = math.inf if limit is None else time.monotonic() + limit
-        while not feed.cancelled:
-            ready, _ = ray.wait([reference], timeout=min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
-            if ready:
-                try:
-                    outcome: Answered | Failure = ray.get(reference)
-                except RayActorError as error:
-                    return Failure("worker", f"the worker's process died: {_last_line(error)}", True, {})
-                except RayError as error:
-                    return Failure("worker", _last_line(error), True, {})
-                return outcome
-            if time.monotonic() >= deadline:
-                reason = f"took longer than {limit:g} s (workers.evaluation_timeout_seconds)"
-                return Failure("worker", reason, True, {})
-        return None
-
-    def _replace(self, index: int, feed: Feed) -> None:
-        """Kills a worker and starts another in its place, with growing pauses."""
-        error = ""
-        for attempt in range(_STARTS):
-            if self._workers[index] is not None:
-                ray.kill(self._workers[index])
-                self._workers[index] = None
-            pause = min(_LONGEST_PAUSE_SECONDS, 2.0**attempt - 1)
-            end = time.monotonic() + pause
-            while time.monotonic() < end and not feed.cancelled:
-                time.sleep(min(_POLL_SECONDS, pause))
-            if feed.cancelled:
-                break
-            worker = self._workers[index] = self._create()
-            failed = self._started(worker, worker.start.remote(), time.monotonic() + self._start_timeout_seconds, feed)
-            if failed is None:
-                return
-            error = failed
-        if self._workers[index] is not None:
-            ray.kill(self._workers[index])
-            self._workers[index] = None
-        if not feed.cancelled:
-            raise WorkersLost(f"worker {index} did not start again after {_STARTS} attempts: {error}")
-
-    # Ray
-
-    def _connect(self) -> None:
-        if ray.is_initialized():
+        outcome = place.handle.do(piece.job, piece.start, piece.stop, limit, self._closing)
+        if outcome is None:
             return
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Ray otherwise hides the GPUs from processes that reserve none, and warns about it.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if self._ray_address is not None:
-            options["address"] = self._ray_address
-        else:
-            needed = math.ceil((self._count or 1) * (self._cpus or 1))
-            options |= {
-                "address": "local",
-                "include_dashboard": False,
-                "num_cpus": max(_cores(), needed),
-                "object_store_memory": 256 * 2**20,  # only prompts and answers pass through it
-            }
-        on_terminate = signal.getsignal(signal.SIGTERM)
-        try:
-            ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            where = self._ray_address or "a local cluster"
-            raise EngineSetupError(
-                f"Ray could not connect to {where} ({_last_line(error)}). Check workers.ray_address."
-            ) from error
-        self._owns_ray = True
-        # Ray takes SIGTERM for itself ("this method overwrites the sigterm handler of the driver process").
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_terminate)
+        busy = time.monotonic() - clock
+        if isinstance(outcome, Answered):
+            feed.done(piece, outcome.responses, outcome.seconds, Share(index, piece.stop - piece.start, started, busy))
+            return
+        if outcome.fatal:
+            place.alive = False
+            self._last_reason = f"worker {index}: {outcome.reason}"
+        seconds = dict(outcome.seconds) or {outcome.stage: busy}
+        share = Share(index, 0, started, busy)
+        feed.failed(piece, outcome.stage, outcome.reason, seconds, share, worker_lost=outcome.fatal)
 
-    def _resources(self) -> tuple[int, float, float]:
-        """Workers, CPUs per worker, GPUs per worker."""
-        have = ray.cluster_resources()
-        total_gpus, total_cpus = float(have.get("GPU", 0)), float(have.get("CPU", 1))
-        ranks = self._spec.tensor_parallel_size
-        gpus = self._gpus if self._gpus is not None else (float(ranks) if total_gpus else 0.0)
-        count = self._count or (max(1, int(total_gpus // gpus)) if gpus else 1)
-        cpus = self._cpus if self._cpus is not None else float(max(1, int(total_cpus // count)))
-        for what, each, total in (("GPUs", gpus, total_gpus), ("CPUs", cpus, total_cpus)):
-            if count * each > total:
-                raise EngineSetupError(
-                    f"{count} workers with {each:g} {what} each need {count * each:g}, and Ray sees {total:g}. "
-                    f"Lower workers.count, workers.{what.lower()}_per_worker or workers.tensor_parallel_size, or "
-                    "make more visible (CUDA_VISIBLE_DEVICES)."
-                )
-        return count, cpus, gpus
+    def _replace(self, index: int) -> None:
+        """Kills a worker and starts others in its place, with growing pauses, until one lives or the pool closes."""
+        place = self._places[index]
+        pause = 0.0
+        while not self._closing.wait(pause):
+            try:
+                if place.handle is not None:
+                    place.handle.kill()
+                place.handle = self._create()
+                error = place.handle.started(self._start_timeout_seconds, self._closing)
+            except Exception as refused:  # Ray itself is in trouble; it may recover
+                error = last_line(refused)
+            if error is None:
+                place.failures, place.alive = 0, True
+                return
+            place.failures += 1
+            self._last_reason = f"worker {index} did not start again: {error}"
+            self._give_up_if_lost()
+            pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause + 1)
 
-    def _create(self) -> Any:
-        cpus = self._cpus or 1
-        threads = max(1, int(cpus // self._spec.tensor_parallel_size))
-        env = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        # Threads that wait should sleep: on shared cores the default, spinning, was measured 600 times slower.
-        env["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
-        # An existing cluster's processes do not inherit from this one.
-        passed_on = ("HF_HUB_OFFLINE", "HF_HOME", "VLLM_")
-        env |= {name: value for name, value in os.environ.items() if name.startswith(passed_on)}
-        return create_worker(
-            self._spec, self._prompts_reference, self._generation, cpus=cpus, gpus=self._gpus or 0, env=env
+    def _give_up_if_lost(self) -> None:
+        with self._lock:
+            feed = self._feed
+            if feed is None or any(place.alive or place.failures < _STARTS for place in self._places):
+                return
+            for place in self._places:  # the next run gives them as many tries again
+                place.failures = 0
+        feed.fail(WorkersLost(f"no worker is left, and none starts again. {self._last_reason}"))
+
+    def _create(self) -> Handle:
+        resources = self._resources
+        return Handle(
+            self._worker_class,
+            self._spec,
+            self._prompts_reference,
+            self._generation,
+            cpus=resources.cpus,
+            gpus=resources.gpus,
+            env=worker_environment(resources.cpus, self._spec.tensor_parallel_size),
         )
-
-    def _started(self, worker: Any, reference: Any, deadline: float, feed: Feed | None = None) -> str | None:
-        """Waits for an engine; returns why it did not start."""
-        while feed is None or not feed.cancelled:
-            left = max(0.0, deadline - time.monotonic())
-            ready, _ = ray.wait([reference], timeout=min(_POLL_SECONDS, left))
-            if ready:
-                try:
-                    error: str | None = ray.get(reference)
-                except RayError as died:
-                    return f"the engine's process died while starting (out of memory?): {_last_line(died)}"
-                return error
-            if left == 0:
-                ray.kill(worker)
-                free = ray.available_resources()
-                return (
-                    f"the {self._spec.engine} engine did not start within {self._start_timeout_seconds:g} s "
-                    f"(free in Ray: {free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs). "
-                    "Raise workers.start_timeout_seconds, or free what other jobs of the cluster hold."
-                )
-        return "cancelled"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:500] if lines else type(error).__name__

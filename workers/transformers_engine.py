@@ -87,7 +87,7 @@ class TransformersEngine:
         return time.perf_counter() - started
 
     def generate(
-        self, prompts: Sequence[tuple[str, list[int]]], settings: Generation, seed: int
+        self, prompts: Sequence[tuple[str, list[int]]], settings: Generation, seeds: Sequence[int]
     ) -> tuple[Response, ...]:
         """See :meth:`workers.engine.Engine.generate`.
 
@@ -108,7 +108,7 @@ class TransformersEngine:
         responses: dict[int, Response] = {}
         for start in range(0, len(order), _BATCH):
             batch = order[start : start + _BATCH]
-            rows = self._answer([prompts[i][1] for i in batch], settings, [seed + i for i in batch])
+            rows = self._answer([prompts[i][1] for i in batch], settings, [seeds[i] for i in batch])
             for i, row in zip(batch, rows, strict=True):
                 responses[i] = self._response(prompts[i][0], row, settings)
         return tuple(responses[i] for i in range(len(prompts)))
@@ -142,7 +142,7 @@ class TransformersEngine:
                     pad_token_id=self._pad_id,
                 ),
                 tokenizer=self._tokenizer,
-                logits_processor=_sampling(settings, seeds),
+                logits_processor=_processors(settings, seeds),
             )
         rows: list[list[int]] = output[:, width:].tolist()
         return rows
@@ -185,8 +185,20 @@ class _GumbelNoise(LogitsProcessor):
         return scores - noise.to(scores.device).log()
 
 
-def _sampling(settings: Generation, seeds: list[int]) -> LogitsProcessorList:
-    processors = LogitsProcessorList()
+class _FiniteLogits(LogitsProcessor):
+    """Gives the candidate up where a position has NaN, infinity, or no possible token."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        # NaN and infinity are carried into the largest score; a single -inf (a token that is ruled out) is not.
+        if not torch.isfinite(scores.amax(dim=-1)).all():
+            raise CandidateFailed(
+                "generate", f"the model's logits are NaN or infinite at position {input_ids.shape[1]}"
+            )
+        return scores
+
+
+def _processors(settings: Generation, seeds: list[int]) -> LogitsProcessorList:
+    processors = LogitsProcessorList([_FiniteLogits()])
     if settings.temperature == 0:
         return processors
     processors.append(TemperatureLogitsWarper(settings.temperature))

@@ -8,6 +8,7 @@ would silently change the answers of the new ones.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -72,9 +73,9 @@ class VllmEngine:
         return time.perf_counter() - started
 
     def generate(
-        self, prompts: Sequence[tuple[str, list[int]]], settings: Generation, seed: int
+        self, prompts: Sequence[tuple[str, list[int]]], settings: Generation, seeds: Sequence[int]
     ) -> tuple[Response, ...]:
-        """See :meth:`workers.engine.Engine.generate`. Sampling: request ``i`` has the seed ``seed + i``."""
+        """See :meth:`workers.engine.Engine.generate`."""
         if not self._ready:
             raise CandidateFailed("generate", "no merge is loaded in this engine")
         check_generation("vllm", settings)
@@ -91,9 +92,10 @@ class VllmEngine:
                 repetition_penalty=settings.repetition_penalty,
                 stop=list(settings.stop) or None,
                 stop_token_ids=sorted(self._end_ids),
-                seed=seed + index if settings.temperature > 0 else None,
+                seed=seed if settings.temperature > 0 else None,
+                logprobs=0,  # that of the chosen token, which is not finite where the logits are not
             )
-            for index in range(len(prompts))
+            for seed in seeds
         ]
         requests = [TokensPrompt(prompt_token_ids=ids) for _, ids in prompts]
         outputs = self._llm.generate(requests, parameters, use_tqdm=False)
@@ -102,6 +104,7 @@ class VllmEngine:
             answer = output.outputs[0]
             if answer.finish_reason not in ("stop", "length"):
                 raise CandidateFailed("generate", f"vLLM ended prompt {prompt_id} with {answer.finish_reason!r}")
+            self._refuse_nan(prompt_id, answer.cumulative_logprob)
             responses.append(Response(prompt_id, answer.text, len(answer.token_ids), answer.finish_reason))
         return tuple(responses)
 
@@ -127,6 +130,7 @@ class VllmEngine:
         tokenizer = self._llm.get_tokenizer()
         responses = []
         for (prompt_id, ids), output in zip(prompts, outputs, strict=True):
+            self._refuse_nan(prompt_id, *(sequence.cum_logprob for sequence in output.sequences))
             tokens = list(output.sequences[0].tokens[len(ids) :])
             # vLLM's beams end at the tokenizer's end token only; models may have several.
             end = next((i for i, token in enumerate(tokens) if token in self._end_ids), None)
@@ -134,6 +138,14 @@ class VllmEngine:
             text = tokenizer.decode(tokens, skip_special_tokens=True)
             responses.append(Response(prompt_id, text, len(tokens), "length" if end is None else "stop"))
         return tuple(responses)
+
+    def _refuse_nan(self, prompt_id: str, *logprobs: float | None) -> None:
+        if all(logprob is not None and math.isfinite(logprob) for logprob in logprobs):
+            return
+        self._llm.collective_rpc("evolve_clear_cache")
+        cleared = self._llm.reset_prefix_cache()
+        reason = f"the model's logits are NaN or infinite (prompt {prompt_id})"
+        raise CandidateFailed("generate", reason, fatal=not cleared)
 
 
 def _set_environment(spec: EngineSpec, *, on_gpu: bool) -> None:

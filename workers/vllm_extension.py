@@ -59,6 +59,16 @@ class MergeExtension:
             return {"stage": stream.failure.stage, "reason": stream.failure.reason, "fatal": False}
         return None
 
+    def evolve_clear_cache(self) -> None:
+        """Overwrites the attention cache with zeros.
+
+        Attention kernels may read a block beyond the tokens that are in it and multiply what they find by 0, and
+        0 x NaN is NaN: after a model that gave NaN, the answers of the next ones would be NaN too (seen on a CPU).
+        """
+        for cache in self.model_runner.kv_caches:
+            for tensor in [cache] if isinstance(cache, torch.Tensor) else cache:
+                tensor.zero_()
+
 
 def _refresh_tied_heads(model: torch.nn.Module) -> None:
     """Has tied output heads derive again what they derive from the embedding.

@@ -70,7 +70,7 @@ class Landscape:
                 result = aggregate([score for *_, score in answers], min_scored_share=1.0)
             path = None
             if self.folder is not None:
-                path = write_transcript(self.folder, job, result, seconds, 0, answers)
+                path = write_transcript(self.folder, job, result, seconds, answers)
             yield Outcome(job, result, path, seconds)
 
     def cancel(self) -> None:

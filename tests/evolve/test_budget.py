@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from evolve.budget import BudgetConfig, Plan, default_popsize, make_plan, resolve_search
+from evolve.budget import BudgetConfig, Plan, default_popsize, extend_plan, make_plan, resolve_search
 from evolve.errors import ConfigError
 
 unhurried = settings(deadline=None)  # the machine may be busy
@@ -24,18 +24,18 @@ maybe = {
 
 def plan(n: int = 8, **settings: Any) -> Plan:
     given_budget = {k: v for k, v in settings.items() if k in BudgetConfig.model_fields}
-    rest = {"workers": 1, "noisy": False, "baseline_models": 3, "top_k": 3, "repeats": 1}
+    rest = {"workers": 1, "noisy": False, "baseline_models": 3, "top_k": 3}
     rest |= {k: v for k, v in settings.items() if k not in given_budget}
     return make_plan(dimensions=n, budget=BudgetConfig(**given_budget), **rest)
 
 
 @unhurried
-@given(dimensions, workers, st.booleans(), st.fixed_dictionaries(maybe), st.integers(1, 9), st.integers(1, 3))
+@given(dimensions, workers, st.booleans(), st.fixed_dictionaries(maybe), st.integers(1, 9))
 def test_budget_never_exceeds_max_fevals_and_adds_up(
-    n: int, count: int, noisy: bool, budget: dict[str, int | None], top_k: int, repeats: int
+    n: int, count: int, noisy: bool, budget: dict[str, int | None], top_k: int
 ) -> None:
     try:
-        found = plan(n, **budget, workers=count, noisy=noisy, top_k=top_k, repeats=repeats)
+        found = plan(n, **budget, workers=count, noisy=noisy, top_k=top_k)
     except ConfigError:
         assume(False)
     if budget["max_fevals"] is not None:
@@ -169,19 +169,66 @@ def test_numbers_that_mean_nothing_are_refused(budget: dict[str, Any]) -> None:
 
 
 @unhurried
-@given(st.integers(1, 12), st.integers(1, 6), st.integers(2, 12), st.integers(1, 3), st.data())
+@given(st.integers(1, 12), st.integers(1, 6), st.integers(2, 12), st.data())
 def test_finalists_are_the_leaders_there_can_be_and_the_mean(
-    generations: int, popsize: int, top_k: int, repeats: int, data: st.DataObject
+    generations: int, popsize: int, top_k: int, data: st.DataObject
 ) -> None:
     popsize = max(popsize, 2)
     remainder = data.draw(st.integers(0, popsize - 1))
-    found = plan(max_fevals=generations * popsize + remainder, popsize=popsize, top_k=top_k, repeats=repeats)
+    found = plan(max_fevals=generations * popsize + remainder, popsize=popsize, top_k=top_k)
     # the mean is one of the remainder's candidates, else it is asked once more on the search prompts
     others = found.search_evaluations - (1 if remainder else 0)
-    assert found.finalists == (1 + min(top_k, others)) * repeats + (0 if remainder else 1)
+    assert found.finalists == 1 + min(top_k, others) + (0 if remainder else 1)
 
 
 @unhurried
 @given(st.integers(0, 9))
 def test_baselines_are_counted_on_both_splits(models: int) -> None:
     assert plan(max_fevals=10, baseline_models=models).baselines == 2 * models
+
+
+@unhurried
+@given(st.integers(2, 60), st.integers(2, 12), st.data())
+def test_an_extended_plan_keeps_what_is_recorded_and_the_new_cap(first: int, popsize: int, data: st.DataObject) -> None:
+    """Budget after budget; at any moment all of some generations, and any part of the remainder, may be recorded."""
+    found = plan(max_fevals=max(first, popsize), popsize=popsize)
+    apart = 0
+    for _ in range(data.draw(st.integers(1, 4))):
+        begun = data.draw(st.integers(0, found.generations))
+        if begun == found.generations:
+            apart += data.draw(st.integers(0, found.remainder))
+        cap = data.draw(st.integers(1, 150))
+        recorded = apart + begun * popsize
+        try:
+            found = extend_plan(found, max_fevals=cap, generations=None, begun=begun, apart=apart, top_k=3)
+        except ConfigError:
+            assert cap < apart + max(begun, 1) * popsize
+            return
+        assert (found.max_fevals, found.popsize) == (cap, popsize)
+        assert found.generations * popsize + found.remainder + found.former_remainder == cap
+        assert recorded <= cap
+        assert 0 <= found.remainder < popsize
+
+
+def test_an_extension_by_generations_counts_what_was_spent_apart() -> None:
+    former = plan(max_fevals=40, popsize=6)  # 6 generations and 4 apart
+    found = extend_plan(former, max_fevals=None, generations=10, begun=6, apart=4, top_k=3)
+    assert (found.max_fevals, found.remainder, found.former_remainder) == (64, 0, 4)
+    same = extend_plan(former, max_fevals=None, generations=None, begun=6, apart=4, top_k=3)
+    assert same == former
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        (
+            (30, None),
+            "6 generations of 6 are recorded or under way and 4 evaluations apart.*can be 40 at least, not 30",
+        ),
+        ((200, 9), r"contradict each other.*\(200 - 4 spent apart\) // 6 = 32 generations"),
+    ],
+)
+def test_an_extension_that_cannot_be_says_why(budget: tuple[int, int | None], words: str) -> None:
+    former = plan(max_fevals=40, popsize=6)
+    with pytest.raises(ConfigError, match=words):
+        extend_plan(former, max_fevals=budget[0], generations=budget[1], begun=6, apart=4, top_k=3)

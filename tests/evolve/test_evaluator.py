@@ -42,7 +42,7 @@ class Source:
                     yield JobFailed(job, "merge", "NaN", {"merge": 0.1})
                 else:
                     responses = tuple(Response(p.id, "yes", 2, "stop") for p in PROMPTS)
-                    yield Transcript(job, responses, {"merge": 0.1, "generate": 0.2}, 0)
+                    yield Transcript(job, responses * job.repeats, {"merge": 0.1, "generate": 0.2})
             time.sleep(self.busy_seconds)
         finally:
             self.running -= 1

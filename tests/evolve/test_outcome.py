@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from evolve.outcome import (
     Failed,
+    Outcome,
     read_answers,
     read_outcome,
     result_from_dict,
@@ -23,7 +24,7 @@ from fitness.aggregate import Fitness
 from fitness.prompts import Message, Prompt
 from fitness.responses import Response
 from fitness.scores import CriterionScore, Score, Unscored, Verdict
-from workers.job import Job
+from workers.job import Job, Lost, Share
 from workers.recipe import Recipe
 
 RECIPE = Recipe({"merge_method": "linear", "models": [{"model": "a"}, {"model": "日本/語"}]}, mask_seed=3)
@@ -68,18 +69,19 @@ def answers(draw: st.DrawFn) -> list[tuple[Prompt, Response, Score]]:
 
 
 def job(key: str = "search-0000-01", **changes: Any) -> Job:
-    return Job(**{"key": key, "recipe": RECIPE, "split": "search", "repeat": 1, "seed": 7, "attempt": 2} | changes)
+    return Job(**{"key": key, "recipe": RECIPE, "split": "search", "repeats": 2, "seed": 7, "attempt": 2} | changes)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(answers(), st.just(FITNESS) | st.builds(Failed, st.just("judge"), hostile))
 def test_a_transcript_is_read_back_as_it_was_written(tmp_path: Path, given_answers: Any, result: Any) -> None:
     seconds = {"merge": 0.1, "generate": 2.0, "judge": 0.0}
-    path = write_transcript(tmp_path, job(), result, seconds, 4, given_answers)
+    shares, lost = (Share(1, 3, 1e9, 2.5), Share(0, 1, 1e9 + 1, 0.5)), (Lost(0, "worker", "死んだ"),)
+    path = write_transcript(tmp_path, job(), result, seconds, given_answers, shares=shares, lost=lost)
     assert path == transcript_path(tmp_path, "search-0000-01")
     outcome = read_outcome(path, job(attempt=1))
     assert outcome is not None
-    assert (outcome.job, outcome.result, outcome.transcript, outcome.seconds) == (job(), result, path, seconds)
+    assert outcome == Outcome(job(), result, path, seconds, shares, lost)
     read = read_answers(path)
     assert [(a.prompt_id, a.prompt, a.text, a.tokens, a.finish, a.score) for a in read] == [
         (p.id, p.messages[-1].content, r.text, r.tokens, r.finish, s) for p, r, s in given_answers
@@ -92,7 +94,7 @@ def test_a_transcript_is_read_back_as_it_was_written(tmp_path: Path, given_answe
 def test_japanese_is_readable_in_the_file(tmp_path: Path) -> None:
     prompt = Prompt("q", (Message("user", "空の色は何ですか。"),), (), "search")
     answer = (prompt, Response("q", "青ですわ", 3, "stop"), Score("q", 1.0, {}, {}))
-    path = write_transcript(tmp_path, job(), FITNESS, {}, 0, [answer])
+    path = write_transcript(tmp_path, job(), FITNESS, {}, [answer])
     assert "青ですわ" in path.read_text(encoding="utf-8")
 
 
@@ -126,6 +128,7 @@ def test_a_transcript_of_another_recipe_is_not_adopted(tmp_path: Path) -> None:
     assert read_outcome(path, job(recipe=other)) is None
     assert read_outcome(path, job(recipe=Recipe(RECIPE.config, mask_seed=4))) is None
     assert read_outcome(path, job(split="validation")) is None
+    assert read_outcome(path, job(repeats=1)) is None
 
 
 def test_an_absent_transcript_is_none(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import evolve
 from evolve.config import RunConfig
-from evolve.errors import RunStopped, StoreError
+from evolve.errors import ConfigError, RunStopped, StoreError
 from evolve.export import export_ranked
 from evolve.finals import standings
 from evolve.run import Run, run_names
@@ -77,7 +78,7 @@ def test_history_holds_exactly_what_the_plan_says(
     assert len(searched) == plan.search_evaluations <= plan.max_fevals
     if "max_fevals" in budget:
         assert plan.max_fevals == budget["max_fevals"]
-    full = [r for r in searched if r["generation"] < plan.generations]
+    full = [r for r in searched if r["index"] < plan.popsize]
     assert len(full) == plan.generations * plan.popsize
     assert len(searched) - len(full) == plan.remainder
     assert sum(r["kind"] in ("parent", "baseline") for r in rows) == plan.baselines
@@ -148,15 +149,15 @@ def test_stored_genotypes_are_told_and_drift_is_a_warning(
     again.config = moved
     again.execute(landscape(run.transcripts))
     assert again.status == "finished"
-    assert "away from those recorded" in again.state.warnings[0]
-    assert len(again.store.rows("search")) == again.state.plan.search_evaluations
+    assert "differ from those recorded" in again.state.warnings[0]
+    assert len(again.store.summaries("search")) == again.state.plan.search_evaluations
 
 
 def test_a_first_generation_of_ties_does_not_end_the_run(
     make_config: MakeConfig, landscape: Any, tmp_path: Path
 ) -> None:
     run = finished(make_config(**{"budget.max_fevals": 30}), tmp_path, "r", landscape, fitness=lambda job: 0.0)
-    assert len(run.store.rows("search")) == 30
+    assert len(run.store.summaries("search")) == 30
     assert run.state.stop_reason == "budget"
 
 
@@ -202,7 +203,7 @@ def test_stop_reasons_are_recorded_by_name(
     run = finished(make_config(**{setting: value, "budget.max_fevals": 60}), tmp_path, "r", landscape)
     assert run.state.stop_reason == reason
     assert show_dict(run)["stop_reason"] == reason
-    assert len(run.store.rows("search")) < 60
+    assert len(run.store.summaries("search")) < 60
 
 
 def test_the_winner_is_the_best_on_validation_prompts_not_on_search_prompts(
@@ -257,7 +258,7 @@ def test_a_second_driver_is_refused(make_config: MakeConfig, landscape: Any, tmp
     def while_running(job: Any) -> float:
         other = Run.open("r", runs_dir=tmp_path)
         assert other.status == "running"
-        with pytest.raises(StoreError, match="driven by another process"):
+        with pytest.raises(StoreError, match=rf"driven by process {os.getpid()} on .+ since 20"):
             other.execute(landscape(run.transcripts))
         return 0.5
 
@@ -426,3 +427,48 @@ def test_the_table_claims_no_winner_where_no_merge_beats_a_parent(
     text = plain(closing_table(run))
     assert "winner: " in text
     assert "No merge scored above parent one on these prompts." in text
+
+
+def test_a_baseline_of_another_shape_is_refused_before_anything_starts(
+    make_config: MakeConfig, llama: Any, tmp_path: Path
+) -> None:
+    shorter = {
+        "merge_method": "passthrough",
+        "slices": [{"sources": [{"model": llama.one, "layer_range": [0, 1]}]}],
+        "dtype": "float32",
+    }
+    with pytest.raises(ConfigError, match=r"baselines\.recipes\[0\]: its merge has not the tensors .*another number"):
+        Run.create(make_config(**{"baselines.recipes": [shorter]}), runs_dir=tmp_path, name="r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_disk_that_is_too_small_is_noticed_before_anything_starts(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    run = Run.create(make_config(**{"budget.max_fevals": 10**9}), runs_dir=tmp_path, name="r")
+    evaluator = landscape(run.transcripts)
+    with pytest.raises(StoreError, match=r"MiB are free, and the run may write .*choose another --runs-dir"):
+        run.execute(evaluator)
+    assert evaluator.evaluated == []
+    assert Run.open("r", runs_dir=tmp_path).status == "interrupted"
+
+
+def test_repeats_of_what_is_deterministic_are_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+    for path in ("search.repeats", "finalists.repeats"):
+        with pytest.raises(ConfigError, match=rf"{path}: 3 answers to a prompt at temperature 0 are one and the same"):
+            Run.create(make_config(**{path: 3}), runs_dir=tmp_path, name="r")
+
+
+def test_sampled_answers_are_repeated_for_parents_and_finalists_alike(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    run = finished(make_config(**{"generation.temperature": 0.5, "search.repeats": 2}), tmp_path, "r", landscape)
+    repeats = {(r.candidate.kind, r.candidate.split): r.candidate.repeats for r in run.store.rows()}
+    assert repeats == {
+        ("parent", "search"): 2,
+        ("baseline", "search"): 2,
+        ("search", "search"): 2,
+        ("parent", "validation"): 3,
+        ("baseline", "validation"): 3,
+        ("finalist", "validation"): 3,
+    }

@@ -8,24 +8,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fitness.intervals import mean_interval, paired_difference
+from fitness.intervals import mean_interval, paired_difference, simultaneous
 
 UNIT = st.floats(0, 1)
 BINARY = st.sampled_from([0.0, 1.0])
 FEW = settings(deadline=None, max_examples=60)
 
 
-def test_shares_get_wilsons_interval() -> None:
-    expected = stats.binomtest(7, 10).proportion_ci(0.95, method="wilson")
-    assert mean_interval([1] * 7 + [0] * 3) == pytest.approx((expected.low, expected.high))
+def test_shares_get_the_exact_interval() -> None:
+    # The ends as quantiles of beta distributions (Clopper and Pearson).
+    expected = stats.beta.ppf(0.025, 7, 4), stats.beta.ppf(0.975, 8, 3)
+    assert mean_interval([1] * 7 + [0] * 3) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.005, 0.02, 0.5, 0.98, 0.995])
+@pytest.mark.parametrize("prompts", [20, 60])
+def test_the_best_share_of_several_is_within_simultaneous_intervals(share: float, prompts: int) -> None:
+    models = 4
+    confidence = simultaneous(models)
+    ends = [mean_interval([1] * ones + [0] * (prompts - ones), confidence) for ones in range(prompts + 1)]
+    held = [low <= share <= high for low, high in ends]
+    # How often the most successes of four equal models is each number, exactly.
+    most = stats.binom.cdf(range(prompts + 1), prompts, share) ** models
+    assert np.diff(most, prepend=0.0) @ held >= 0.95
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.5, 0.123])
 @pytest.mark.parametrize("count", [1, 2, 5, 40])
 def test_equal_scores_are_not_certain(value: float, count: int) -> None:
     low, high = mean_interval([value] * count)
-    # Nothing above Wilson's limit for "none of n": 3.84 / (n + 3.84) at 95%.
-    assert high - low == pytest.approx(3.8415 / (count + 3.8415), rel=1e-3)
+    # The exact limit for "none of n": the share with which none of n happens in 2.5% of cases.
+    assert high - low == pytest.approx(1 - 0.025 ** (1 / count), rel=1e-6)
     assert 0 <= low <= value <= high <= 1
 
 
@@ -41,6 +54,22 @@ def test_other_scores_get_the_bootstrap() -> None:
     half = stats.t.ppf(0.975, 59) * values.std(ddof=1) / math.sqrt(60)
     assert low == pytest.approx(values.mean() - half, abs=0.01)
     assert high == pytest.approx(values.mean() + half, abs=0.01)
+
+
+@pytest.mark.parametrize("prompts", [8, 15, 40])
+def test_the_bootstrap_is_not_too_short_for_few_prompts(prompts: int) -> None:
+    rng = np.random.default_rng(3)
+    drawn = rng.beta(4, 4, size=(150, prompts))
+    covered = sum(low <= 0.5 <= high for low, high in map(mean_interval, drawn))
+    assert covered / len(drawn) > 0.92
+
+
+def test_intervals_that_hold_at_once_are_wider_the_more_there_are() -> None:
+    assert [simultaneous(count) for count in (0, 1, 4)] == pytest.approx([0.95, 0.95, 0.9875])
+    values = np.random.default_rng(1).random(30)
+    widths = [high - low for low, high in (mean_interval(values, simultaneous(count)) for count in (1, 4, 100))]
+    assert widths == sorted(widths)
+    assert widths[0] < widths[-1] < 1
 
 
 def test_an_interval_is_the_same_for_the_same_seed() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -39,6 +40,7 @@ def worker_pids() -> set[int]:
 def test_transcripts_are_the_answers_of_a_single_engine(
     pool: Pool, spec: EngineSpec, pool_prompts: Any, llama: Any
 ) -> None:
+    before = time.time()
     results = {result.job.key: result for result in pool.run(jobs(llama, 6))}
     assert len(results) == 6
     engine = TransformersEngine(spec)
@@ -48,10 +50,15 @@ def test_transcripts_are_the_answers_of_a_single_engine(
         assert isinstance(result, Transcript)
         assert set(result.seconds) == {"merge", "generate"}
         engine.swap(job.recipe)
-        assert result.responses == engine.generate(pool_prompts["search"], LONG, 0)
+        assert result.responses == engine.generate(pool_prompts["search"], LONG, [0] * 5)
         answers.add(result.responses)
+        (share,) = result.shares
+        assert share.answers == 5
+        assert share.seconds >= sum(result.seconds.values())
+        assert before - 1 < share.started < time.time()
+        assert result.lost == ()
     assert len(answers) == 6
-    assert {result.worker for result in results.values() if isinstance(result, Transcript)} == {0, 1}
+    assert {s.worker for r in results.values() if isinstance(r, Transcript) for s in r.shares} == {0, 1}
 
 
 def test_each_split_has_its_prompts(pool: Pool, llama: Any) -> None:
@@ -81,12 +88,21 @@ def test_a_killed_worker_is_replaced_and_its_job_done(pool: Pool, llama: Any) ->
         if not results:
             os.kill(min(before), signal.SIGKILL)
         results.append(result)
+    assert len(worker_pids() & before) == 1  # the run did not wait for the new engine
     assert sorted(result.job.key for result in results) == sorted(job.key for job in jobs(llama, 12))
     assert all(isinstance(result, Transcript) for result in results)
-    assert max(result.job.attempt for result in results) == 2
-    (_,) = pool.run(jobs(llama, 1))
+    (lost,) = [lost for result in results for lost in result.lost]
+    assert lost.stage == "worker"
+    assert "the worker's process died" in lost.reason
+    (retried,) = [result for result in results if result.lost]
+    assert retried.job.attempt == 2
+    assert [share.worker for share in retried.shares] == [1 - lost.worker]
+    workers: set[int] = set()
+    deadline = time.monotonic() + 60
+    while workers != {0, 1} and time.monotonic() < deadline:
+        workers = {share.worker for result in pool.run(jobs(llama, 6)) for share in result.shares}
+    assert workers == {0, 1}
     assert len(worker_pids()) == 2
-    assert len(worker_pids() - before) == 1
 
 
 def test_the_workers_go_on_while_a_result_is_looked_at(pool: Pool, llama: Any) -> None:
@@ -105,3 +121,22 @@ def test_cancel_ends_the_run_soon_and_the_pool_is_usable_after(pool: Pool, llama
         pool.cancel()
     assert len(results) == 1
     assert len(list(pool.run(jobs(llama, 2)))) == 2
+
+
+def test_a_stream_that_ends_ends_the_run_after_what_is_in_flight(pool: Pool, llama: Any) -> None:
+    stop = threading.Event()
+    given = []
+
+    def stream() -> Iterator[Job]:
+        for job in jobs(llama, 100):
+            if stop.is_set():
+                return
+            given.append(job.key)
+            yield job
+
+    done = []
+    for result in pool.run(stream()):
+        stop.set()
+        done.append(result.job.key)
+    assert sorted(done) == sorted(given)
+    assert len(done) < 10

@@ -8,10 +8,12 @@ import psutil
 import pytest
 
 from fitness.generation import PRESETS
+from workers.actor import REPEAT_STRIDE
 from workers.engine import EngineSpec
 from workers.errors import EngineSetupError
 from workers.job import Job, JobFailed, Transcript
 from workers.pool import Pool
+from workers.transformers_engine import TransformersEngine
 
 GREEDY = replace(PRESETS["greedy-short"], max_new_tokens=16)
 
@@ -53,3 +55,19 @@ def test_close_leaves_no_process(spec: EngineSpec, pool_prompts: Any, llama: Any
         assert started
     _, alive = psutil.wait_procs(started, timeout=15)
     assert not alive
+
+
+def test_a_candidate_in_pieces_has_the_answers_of_a_whole_one(spec: EngineSpec, pool_prompts: Any, llama: Any) -> None:
+    sampling = replace(GREEDY, temperature=0.9)
+    job = Job("job", llama.recipe("linear"), "search", repeats=2, seed=7)
+    engine = TransformersEngine(spec)
+    engine.swap(job.recipe)
+    seeds = [7 + REPEAT_STRIDE * repeat + i for repeat in range(2) for i in range(5)]
+    expected = engine.generate(pool_prompts["search"] * 2, sampling, seeds)
+    assert expected[:5] != expected[5:]
+    with Pool(spec, pool_prompts, sampling, count=2, cpus_per_worker=1, split_prompts=2) as splitting:
+        (result,) = splitting.run([job])
+    assert isinstance(result, Transcript)
+    assert result.responses == expected
+    assert len(result.shares) > 1
+    assert sum(share.answers for share in result.shares) == 10

@@ -22,6 +22,10 @@ SAMPLING = replace(GREEDY, temperature=0.9, top_k=50, top_p=0.95)
 Prompts = list[tuple[str, list[int]]]
 
 
+def zeros(prompts: Prompts) -> list[int]:
+    return [0] * len(prompts)
+
+
 def start(family: Any, folder: Path) -> TransformersEngine:
     skeleton = build_skeleton(family.recipe("linear"), family.parents, folder, chat_template=None)
     engine = start_engine(EngineSpec("transformers", skeleton, family.folders, max_model_len=256))
@@ -74,7 +78,7 @@ def test_a_swapped_model_answers_as_mergekits_folder_does(
     for method in ("linear", "ties"):
         recipe = family.recipe(method)
         engine.swap(recipe)
-        responses = engine.generate(prompts, settings, 0)
+        responses = engine.generate(prompts, settings, zeros(prompts))
         folder = mergekit_merge(recipe, tmp_path / method)
         expected = [reference(folder, ids, settings) for _, ids in prompts]
         assert [(r.text, r.tokens, r.finish) for r in responses] == expected
@@ -86,11 +90,11 @@ def test_a_swapped_model_answers_as_mergekits_folder_does(
 def test_answers_do_not_depend_on_the_recipe_before(engine: TransformersEngine, llama: Any, prompts: Prompts) -> None:
     first, other = llama.recipe("linear", weight=0.3), llama.recipe("linear", weight=0.7)
     engine.swap(first)
-    expected = engine.generate(prompts, GREEDY, 0)
+    expected = engine.generate(prompts, GREEDY, zeros(prompts))
     engine.swap(other)
-    assert engine.generate(prompts, GREEDY, 0) != expected
+    assert engine.generate(prompts, GREEDY, zeros(prompts)) != expected
     engine.swap(first)
-    assert engine.generate(prompts, GREEDY, 0) == expected
+    assert engine.generate(prompts, GREEDY, zeros(prompts)) == expected
 
 
 def test_an_answer_ends_at_end_of_text_or_is_marked_as_cut(
@@ -98,7 +102,9 @@ def test_an_answer_ends_at_end_of_text_or_is_marked_as_cut(
 ) -> None:
     engine.swap(parent_recipe(llama.one, out_dtype="bfloat16"))
     # Random models seldom end by themselves: sampled at a high temperature some do within 200 tokens.
-    responses = engine.generate(prompts * 4, replace(GREEDY, max_new_tokens=200, temperature=3.0), 0)
+    responses = engine.generate(
+        prompts * 4, replace(GREEDY, max_new_tokens=200, temperature=3.0), range(4 * len(prompts))
+    )
     assert {r.finish for r in responses} == {"stop", "length"}
     for response in responses:
         assert (response.tokens == 200) or response.finish == "stop"
@@ -107,9 +113,9 @@ def test_an_answer_ends_at_end_of_text_or_is_marked_as_cut(
 
 def test_a_stop_string_ends_the_answer_before_it(engine: TransformersEngine, llama: Any, prompts: Prompts) -> None:
     engine.swap(parent_recipe(llama.one, out_dtype="bfloat16"))
-    (free,) = engine.generate(prompts[:1], GREEDY, 0)
+    (free,) = engine.generate(prompts[:1], GREEDY, [0])
     stop = free.text[8:10]
-    responses = engine.generate(prompts, replace(GREEDY, stop=(stop,)), 0)
+    responses = engine.generate(prompts, replace(GREEDY, stop=(stop,)), zeros(prompts))
     assert responses[0].text == free.text[: free.text.index(stop)]
     assert responses[0].finish == "stop"
     assert responses[0].tokens < free.tokens
@@ -119,10 +125,11 @@ def test_sampling_depends_on_the_seed_and_not_on_the_batch(
     engine: TransformersEngine, llama: Any, prompts: Prompts
 ) -> None:
     engine.swap(parent_recipe(llama.one, out_dtype="bfloat16"))
-    responses = engine.generate(prompts, SAMPLING, 5)
-    assert engine.generate(prompts, SAMPLING, 5) == responses
-    assert engine.generate(prompts, SAMPLING, 6) != responses
-    assert engine.generate(prompts[2:3], SAMPLING, 5 + 2)[0].text == responses[2].text
+    seeds = range(5, 5 + len(prompts))
+    responses = engine.generate(prompts, SAMPLING, seeds)
+    assert engine.generate(prompts, SAMPLING, seeds) == responses
+    assert engine.generate(prompts, SAMPLING, range(6, 6 + len(prompts))) != responses
+    assert engine.generate(prompts[2:4], SAMPLING, seeds[2:4]) == responses[2:4]
 
 
 def test_sampling_follows_the_models_distribution(engine: TransformersEngine, llama: Any, skeleton: Path) -> None:
@@ -134,7 +141,7 @@ def test_sampling_follows_the_models_distribution(engine: TransformersEngine, ll
     likeliest = int(expected.argmax())
     text = AutoTokenizer.from_pretrained(skeleton).decode([likeliest])
     one = replace(GREEDY, max_new_tokens=1, temperature=1.5)
-    drawn = engine.generate([(str(i), ids) for i in range(2000)], one, 0)
+    drawn = engine.generate([(str(i), ids) for i in range(2000)], one, range(2000))
     share = sum(r.text == text for r in drawn) / len(drawn)
     p = float(expected[likeliest])
     assert 0.01 < p < 0.9
@@ -148,9 +155,23 @@ def test_a_recipe_that_fails_half_way_leaves_no_model_behind(
         engine.swap(llama.recipe("linear", weight=float("nan")))
     assert not failure.value.fatal
     with pytest.raises(CandidateFailed, match="no merge is loaded"):
-        engine.generate(prompts, GREEDY, 0)
+        engine.generate(prompts, GREEDY, zeros(prompts))
     engine.swap(llama.recipe("linear"))
-    assert engine.generate(prompts, GREEDY, 0)
+    assert engine.generate(prompts, GREEDY, zeros(prompts))
+
+
+@pytest.mark.parametrize(
+    "settings", [GREEDY, SAMPLING, replace(GREEDY, num_beams=2)], ids=["greedy", "sampling", "beams"]
+)
+def test_a_model_that_gives_nan_is_refused_and_the_next_one_answers(
+    engine: TransformersEngine, llama: Any, prompts: Prompts, settings: Generation, overflowing: Any
+) -> None:
+    engine.swap(overflowing(llama.one))
+    with pytest.raises(CandidateFailed, match="logits are NaN") as failure:
+        engine.generate(prompts, settings, zeros(prompts))
+    assert (failure.value.stage, failure.value.fatal) == ("generate", False)
+    engine.swap(parent_recipe(llama.one, out_dtype="bfloat16"))
+    assert len(engine.generate(prompts, settings, zeros(prompts))) == len(prompts)
 
 
 def test_models_with_another_vocabulary_are_merged_into_one(
@@ -168,7 +189,7 @@ def test_models_with_another_vocabulary_are_merged_into_one(
     prompts = [(str(i), ids) for i, ids in enumerate(tokenise(skeleton, conversations))]
     for each in (recipe, parent_recipe("plain", out_dtype="bfloat16", tokenizer_source="union")):
         engine.swap(each)
-        assert len(engine.generate(prompts, GREEDY, 0)) == len(prompts)
+        assert len(engine.generate(prompts, GREEDY, zeros(prompts))) == len(prompts)
 
 
 def test_the_spec_takes_what_the_prompts_need(skeleton: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fitness.generation import PRESETS
-from workers.job import Job, Transcript
+from workers.job import Job, JobFailed, Transcript
 from workers.recipe import parent_recipe
 
 pytestmark = [
@@ -30,8 +30,13 @@ GREEDY = replace(PRESETS["greedy-short"], max_new_tokens=32)
     ],
     ids=["beams", "sampling", "stop"],
 )
-def test_every_preset_runs_and_is_reproducible(
-    llama: Any, tmp_path: Path, conversations: Any, changes: dict[str, Any], live_vllm: Callable[..., Any]
+def test_every_way_of_decoding_is_reproducible_also_after_a_model_that_gave_nan(
+    llama: Any,
+    tmp_path: Path,
+    conversations: Any,
+    changes: dict[str, Any],
+    live_vllm: Callable[..., Any],
+    overflowing: Any,
 ) -> None:
     live = live_vllm(llama, tmp_path / "skeleton", conversations, replace(GREEDY, **changes))
     try:
@@ -44,11 +49,16 @@ def test_every_preset_runs_and_is_reproducible(
             assert response.finish == "stop" or response.tokens == GREEDY.max_new_tokens
             assert "の" not in response.text or "stop" not in changes
         if "temperature" in changes:
-            jobs = [Job(str(i), recipe, "search", repeat=i) for i in range(2)]
-            a, b = live.pool.run(jobs)
-            assert isinstance(a, Transcript)
-            assert isinstance(b, Transcript)
-            assert a.responses != b.responses
+            (twice,) = live.pool.run([Job("twice", recipe, "search", repeats=2)])
+            assert isinstance(twice, Transcript)
+            assert twice.responses[: len(first)] == first
+            assert twice.responses[len(first) :] != first
+        nan, after = live.pool.run([Job("nan", overflowing(llama.one), "search"), Job("after", recipe, "search")])
+        assert isinstance(nan, JobFailed)
+        assert (nan.stage, nan.lost) == ("generate", ())
+        assert "logits are NaN" in nan.reason
+        assert isinstance(after, Transcript)
+        assert after.responses == first
     finally:
         live.pool.close()
 

@@ -109,3 +109,15 @@ def test_a_merge_that_fails_half_way_costs_no_engine(live: Any) -> None:
     assert isinstance(done, Transcript)
     assert done.job.attempt == 1
     assert done.responses == expected
+
+
+def test_a_model_that_gives_nan_fails_alone_and_leaves_nothing_in_the_cache(live: Any, overflowing: Any) -> None:
+    good = parent_recipe(live.family.two, out_dtype="bfloat16")
+    expected = live.answer(good)[0]
+    jobs = [Job("nan", overflowing(live.family.two), "search"), Job("good", good, "search")]
+    nan, after = live.pool.run(jobs)
+    assert isinstance(nan, JobFailed)
+    assert (nan.stage, nan.job.attempt, nan.lost) == ("generate", 1, ())
+    assert "logits are NaN" in nan.reason
+    assert isinstance(after, Transcript)
+    assert after.responses == expected

@@ -1,0 +1,92 @@
+"""What may be changed of a run that exists, and what would alter its past."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evolve.config import RunConfig
+from evolve.errors import ConfigError
+
+# How long the search goes on, how it is watched, and where the work is done: none of it touches a recorded number.
+CHANGEABLE = frozenset(
+    {
+        "budget.max_fevals",
+        "budget.generations",
+        "budget.max_hours",
+        "search.target_fitness",
+        "search.min_sigma",
+        "search.stagnation_generations",
+        "search.max_failed_share",
+        "finalists.top_k",
+        "fitness.judge.base_url",
+        "fitness.judge.api_key_env",
+        "fitness.judge.max_retries",
+        "fitness.judge.max_reply_retries",
+        "fitness.judge.timeout_seconds",
+        "fitness.judge.max_concurrency",
+        "workers.count",
+        "workers.tensor_parallel_size",
+        "workers.gpus_per_worker",
+        "workers.cpus_per_worker",
+        "workers.ray_address",
+        "workers.gpu_memory_utilization",
+        "workers.kv_cache_gib",
+        "workers.enforce_eager",
+        "workers.max_attempts",
+        "workers.evaluation_timeout_seconds",
+        "workers.start_timeout_seconds",
+        "workers.split_prompts",
+        "stop",
+    }
+)
+
+_ASKED = "what is recorded was asked and scored with it, and what follows could not be compared"
+_REASONS = {
+    "genome": "the recorded genotypes would decode to other merges",
+    "seed": "the search would have asked other candidates",
+    "search": "the search would have asked other candidates",
+    "budget": "the search would have asked other candidates",
+    "prompts": _ASKED,
+    "generation": _ASKED,
+    "chat": _ASKED,
+    "fitness": _ASKED,
+    "finalists": "finalists that are recorded were asked otherwise",
+    "workers": "engines and types differ in the last digits of what they compute",
+    "baselines": "parents and baselines are evaluated before the search",
+    "store": "the history lies there",
+    "root": "the files that the config names would be others",
+}
+
+
+def changed_settings(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """What differs: dotted path to (old, new) value.
+
+    Raises:
+        ConfigError: a setting that would alter the past of the run.
+    """
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    found = {
+        path: (before.get(path), after.get(path))
+        for path in sorted(before.keys() | after.keys())
+        if before.get(path) != after.get(path)
+    }
+    for path, (was, wanted) in found.items():
+        if path not in CHANGEABLE:
+            raise ConfigError(
+                f"{path}: cannot be changed from {was!r} to {wanted!r} in a run that exists: "
+                f"{_REASONS[path.split('.')[0]]}. Start a new run, or leave it as it is. "
+                f"Can be changed: {', '.join(sorted(CHANGEABLE))}."
+            )
+    return found
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested blocks as dotted paths; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,125 @@
+"""The Ray cluster: an existing one, or one on this machine for the life of a pool; and what workers get of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from workers.errors import EngineSetupError, last_line
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What Ray reserves.
+
+    Attributes:
+        count: workers.
+        cpus: CPUs per worker.
+        gpus: GPUs per worker.
+    """
+
+    count: int
+    cpus: float
+    gpus: float
+
+
+def connect(address: str | None, cpus: int) -> bool:
+    """Connects this process to Ray.
+
+    Args:
+        address: of an existing cluster; ``None``: one is started on this machine.
+        cpus: least CPUs of a cluster that is started.
+
+    Returns:
+        Whether a connection was made that must be ended; false where the process had one.
+
+    Raises:
+        EngineSetupError: Ray cannot be reached or started.
+    """
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray otherwise hides the GPUs from processes that reserve none, and warns about it.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is not None:
+        options["address"] = address
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        options |= {
+            "address": "local",
+            "include_dashboard": False,
+            "num_cpus": max(cores, cpus),
+            "object_store_memory": 256 * 2**20,  # only prompts and answers pass through it
+        }
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = address or "a local cluster"
+        raise EngineSetupError(
+            f"Ray could not connect to {where} ({last_line(error)}). Check workers.ray_address."
+        ) from error
+    # Ray takes SIGTERM for itself ("this method overwrites the sigterm handler of the driver process").
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)
+    return True
+
+
+def share_out(*, ranks: int, count: int | None, cpus: float | None, gpus: float | None) -> Resources:
+    """Completes what was asked for from what the cluster has.
+
+    Args:
+        ranks: GPUs or CPU ranks of one engine.
+        count: workers; ``None``: as many as the GPUs suffice for, else 1.
+        cpus: CPUs per worker; ``None``: the cluster's divided.
+        gpus: GPUs per worker; ``None``: ``ranks`` where there are GPUs.
+
+    Raises:
+        EngineSetupError: the cluster has less.
+    """
+    have = ray.cluster_resources()
+    total_gpus, total_cpus = float(have.get("GPU", 0)), float(have.get("CPU", 1))
+    gpus = gpus if gpus is not None else (float(ranks) if total_gpus else 0.0)
+    count = count or (max(1, int(total_gpus // gpus)) if gpus else 1)
+    cpus = cpus if cpus is not None else float(max(1, int(total_cpus // count)))
+    for what, each, total in (("GPUs", gpus, total_gpus), ("CPUs", cpus, total_cpus)):
+        if count * each > total:
+            raise EngineSetupError(
+                f"{count} workers with {each:g} {what} each need {count * each:g}, and Ray sees {total:g}. "
+                f"Lower workers.count, workers.{what.lower()}_per_worker or workers.tensor_parallel_size, or "
+                "make more visible (CUDA_VISIBLE_DEVICES)."
+            )
+    return Resources(count, cpus, gpus)
+
+
+def least_cpus(count: int | None, cpus: float | None) -> int:
+    """CPUs that a local cluster must have for what was asked."""
+    return math.ceil((count or 1) * (cpus or 1))
+
+
+def worker_environment(cpus: float, ranks: int) -> dict[str, str]:
+    """Environment variables of a worker's process.
+
+    Args:
+        cpus: CPUs that it has.
+        ranks: processes that its engine shares them among.
+    """
+    threads = str(max(1, int(cpus // ranks)))
+    # An existing cluster's processes do not inherit from this one.
+    passed_on = ("HF_HUB_OFFLINE", "HF_HOME", "VLLM_")
+    inherited = {name: value for name, value in os.environ.items() if name.startswith(passed_on)}
+    return inherited | {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        # Threads that wait should sleep: on shared cores the default, spinning, was measured 600 times slower.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+    }
