@@ -83,14 +83,17 @@ class Campaign:
             (root / f"seed-{seed}.yaml").write_text(yaml.safe_dump(config))
         self.references: dict[int, Reference] = {}
 
-    def start(self, mark: str, *arguments: str) -> Sitting:
-        return Sitting(arguments, mark=mark, log=self.root / f"{mark}.log", folder=self.root)
+    def start(self, title: str, command: str, *arguments: str) -> Sitting:
+        return Sitting((command, *arguments, "--runs-dir", str(self.root / "runs")), self.root / "sittings" / title)
 
-    def begin_or_resume(self, name: str, seed: int, mark: str) -> Sitting:
+    def begin_or_resume(self, name: str, seed: int, title: str) -> Sitting:
         """As the Slurm script in the README does."""
         if (self.root / "runs" / name / "run.json").exists():
-            return self.start(mark, "resume", name)
-        return self.start(mark, "run", f"seed-{seed}.yaml", "--name", name)
+            return self.start(title, "resume", name)
+        return self.start(title, "run", str(self.root / f"seed-{seed}.yaml"), "--name", name)
+
+    def ask(self, *arguments: str) -> str:
+        return evolve(*arguments, "--runs-dir", str(self.root / "runs"), seconds=self.patience)
 
     def refer(self, seed: int) -> None:
         name = f"reference-{seed}"
@@ -101,18 +104,17 @@ class Campaign:
         begun = sitting.seconds
         if sitting.wait(self.patience):
             raise SystemExit(f"the reference run failed: {sitting.tail()}")
-        self.departures.expect(name)
+        self.departures.expect(sitting)
         ran = sitting.seconds
         started = time.monotonic()
-        evolve("export", name, "--out", f"{name}-model", mark=f"{name}-tool", folder=self.root, seconds=self.patience)
+        self.ask("export", name, "--out", str(self.root / f"{name}-model"))
         rows = self.history(name)
         self.references[seed] = Reference(
             rows, trials(folder), model_digest(self.root / f"{name}-model"), begun, ran, time.monotonic() - started
         )
 
     def history(self, name: str) -> list[dict[str, Any]]:
-        text = evolve("history", name, "--json", mark=f"{name}-tool", folder=self.root, seconds=self.patience)
-        rows: list[dict[str, Any]] = json.loads(text)
+        rows: list[dict[str, Any]] = json.loads(self.ask("history", name, "--json"))
         return rows
 
     def case(self, number: int) -> Case:
@@ -143,7 +145,7 @@ class Campaign:
             have = len(files_of(folder))
             sitting = self.begin_or_resume(name, seed, f"{name}-{kill}")
             struck = strike(sitting, folder, chance, reference, have)
-            self.departures.expect(sitting.mark)
+            self.departures.expect(sitting)
             if not struck:
                 if sitting.wait(1):
                     case.wrong.append(f"sitting {kill} ended by itself: {sitting.tail()}")
@@ -154,7 +156,7 @@ class Campaign:
             time.sleep(chance.choice((0.0, 0.0, chance.uniform(0, 3))))
         last = self.begin_or_resume(name, seed, f"{name}-last")
         code = last.wait(self.patience)
-        self.departures.expect(last.mark)
+        self.departures.expect(last)
         if code:
             case.wrong.append(f"the last resume ended with {code}: {last.tail()}")
             return
@@ -176,7 +178,7 @@ class Campaign:
             sitting = self.start(f"{name}-export-{attempt}", "export", name, "--out", str(out))
             wait_for_export(sitting, out, chance, reference.export_seconds)
             struck = sitting.kill()
-            self.departures.expect(sitting.mark)
+            self.departures.expect(sitting)
             if not struck:
                 break
             whole = out.exists() and (out / "README.md").exists() and model_digest(out) == reference.model
@@ -187,7 +189,7 @@ class Campaign:
                 case.wrong.append(f"a killed export left a folder that looks complete but lacks {missing}")
                 shutil.rmtree(out)
         try:
-            evolve("export", name, "--out", str(out), mark=f"{name}-tool", folder=self.root, seconds=self.patience)
+            self.ask("export", name, "--out", str(out))
         except RuntimeError as error:
             if not (out.exists() and str(out) in str(error) and model_digest(out) == reference.model):
                 case.wrong.append(str(error))
@@ -257,7 +259,7 @@ def files_of(folder: Path) -> list[str]:
 
 def report(campaign: Campaign, cases: list[Case], left: dict[str, list[str]], shared: int) -> dict[str, Any]:
     stages = Counter(kill for case in cases for kill in case.kills)
-    gone = {mark: s for mark, s in campaign.departures.seconds.items() if "tool" not in mark}
+    gone = campaign.departures.seconds
     evaluating = sum(n for name, n in stages.items() if name not in ("creation", "closing"))
     return {
         "engine": campaign.options.engine,
@@ -314,7 +316,7 @@ def main() -> int:
             cases = list(pool.map(campaign.case, numbers))
         left = campaign.departures.settle(options.leave_seconds)
     finally:
-        end_all()
+        end_all(campaign.root / "sittings")
     result = report(campaign, cases, left, max(0, shared_memory() - before))
     result["minutes"] = round((time.monotonic() - begun) / 60, 1)
     if options.json:

@@ -90,7 +90,7 @@ def live(request: dict[str, Any]) -> dict[str, Any]:
     for recipe in recipes:
         started = time.perf_counter()
         result["swap"].append(engine.swap(recipe))
-        engine.generate([("p", PROMPT)], one, 0)
+        engine.generate([("p", PROMPT)], one, [0])
         result["first_token"].append(time.perf_counter() - started)
     engine.close()
     return result

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from sqlalchemy import make_url
 
 from evolve.budget import BudgetConfig
 from evolve.config_errors import explain_config, shortened
@@ -232,8 +233,9 @@ def _with_absolute_paths(data: dict[str, Any], root: Path) -> dict[str, Any]:
     if isinstance(store, Mapping) and isinstance(url := store.get("url"), str):
         # sqlite:///name is relative, sqlite:////name is absolute
         # (https://docs.sqlalchemy.org/en/20/core/engines.html#sqlite).
-        if relative := re.fullmatch(r"(sqlite[^:]*:///)([^/:][^?]*)(.*)", url):
-            url = f"{relative[1]}{root / relative[2]}{relative[3]}"
+        if re.match(r"sqlite[^:]*:///[^/:]", url):
+            parts = make_url(url)
+            url = parts.set(database=str(root / str(parts.database))).render_as_string(hide_password=False)
         result["store"] = {**store, "url": url}
     return result
 

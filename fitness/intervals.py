@@ -4,10 +4,10 @@ The bootstrap only knows the values it has seen: from twenty equal scores it con
 Therefore:
 
 - Scores that are all 0 or 1 are shares, and get the exact interval (Clopper and Pearson 1934, Biometrika
-  26:404-413): Wilson's is shorter, but holds too rarely near 0 and 1, and the best of several models is just
-  where it fails (``benchmarks/noise.py``). A difference of two shares on the same prompts gets Newcombe's
-  square-and-add interval, made of two Wilson intervals and their correlation (Newcombe 1998, Statistics in
-  Medicine 17:2635-2650, method 10).
+  26:404-413). Wilson's is shorter, but fails near 0 for the best of several models: of four with a true share
+  of 0.005 on 20 prompts, simultaneous intervals of Wilson's kind hold it in 67% of cases. A difference of two
+  shares on the same prompts gets Newcombe's square-and-add interval, made of two Wilson intervals and their
+  correlation (Newcombe 1998, Statistics in Medicine 17:2635-2650, method 10).
 - Other scores get the bootstrap (BCa, ``scipy.stats.bootstrap``), its confidence raised so that it is not too
   short for few prompts (Hesterberg 2015, The American Statistician 69:371-386, "expanded percentiles").
 - Where fewer than five values differ from the commonest one, the bootstrap has too little to resample. Its

@@ -192,7 +192,7 @@ class Handle:
                 outcome: Answered | Failure = ray.get(reference)
                 return outcome
         except RayActorError as error:
-            return Failure("worker", f"the worker's process died: {last_line(error)}", True, {})
+            return Failure("worker", f"the worker's process died or its node vanished: {last_line(error)}", True, {})
         except RayError as error:
             return Failure("worker", last_line(error), True, {})
         if closing.is_set():

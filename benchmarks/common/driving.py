@@ -13,8 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 
 COMMAND = [sys.executable, "-c", "from evolve.cli import main; main()"]
-MARK = "EVOLVE_CHAOS_SITTING"
-OURS = f"{os.getpid()}/"  # another campaign may run beside this one
 _POLL_SECONDS = 0.25
 
 
@@ -23,23 +21,24 @@ class TimedOut(Exception):
 
 
 class Sitting:
-    """One `evolve` command, in a session of its own; everything that it starts inherits a mark in its environment.
+    """One `evolve` command, in a session and a working folder of its own.
+
+    Everything that it starts works in that folder too, and is told by it: a mark in the environment would not do,
+    since processes that write themselves a title (Ray's agents) write it over their environment.
 
     Args:
-        arguments: of `evolve`.
-        mark: told apart by.
-        log: takes stdout and stderr.
-        folder: in which it runs.
+        arguments: of `evolve`, with absolute paths.
+        folder: its working folder, made here; takes stdout and stderr as `said.log`.
     """
 
-    def __init__(self, arguments: Iterable[str], *, mark: str, log: Path, folder: Path) -> None:
-        self.mark, self.log = mark, log
+    def __init__(self, arguments: Iterable[str], folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self.folder, self.log = folder, folder / "said.log"
         self.begun = time.monotonic()
-        with log.open("wb") as out:
+        with self.log.open("wb") as out:
             self._process = subprocess.Popen(
                 [*COMMAND, *arguments],
                 cwd=folder,
-                env={**os.environ, MARK: OURS + mark},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -71,92 +70,80 @@ class Sitting:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-            raise TimedOut(f"{self.mark} did not end within {seconds:.0f} s; see {self.log}") from None
+            raise TimedOut(f"{self.folder.name} did not end within {seconds:.0f} s; see {self.log}") from None
 
     def tail(self, lines: int = 5) -> str:
         return " | ".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def evolve(*arguments: str, mark: str, folder: Path, seconds: float) -> str:
-    """Stdout of a command that must succeed.
+def evolve(*arguments: str, seconds: float) -> str:
+    """Stdout of a command that must succeed; it starts no engine.
 
     Raises:
         RuntimeError: it did not.
         subprocess.TimeoutExpired: after that long.
     """
-    done = subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=folder,
-        env={**os.environ, MARK: OURS + mark},
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=seconds, check=False)
     if done.returncode:
         raise RuntimeError(f"evolve {' '.join(arguments)} ended with {done.returncode}: {done.stderr[-500:]}")
     return done.stdout
 
 
-def marked() -> dict[str, list[int]]:
-    """Living processes that this one has started, however indirectly, by their mark."""
-    found: dict[str, list[int]] = {}
-    start = f"{MARK}={OURS}".encode()
+def living() -> dict[Path, list[int]]:
+    """Living processes by their working folder."""
+    found: dict[Path, list[int]] = {}
     for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
-        try:
-            entries = (process / "environ").read_bytes().split(b"\0")
-        except OSError:  # it ended, or is somebody else's
-            continue
-        for entry in entries:
-            if entry.startswith(start):
-                found.setdefault(entry.removeprefix(start).decode(), []).append(int(process.name))
+        if process.name.isdigit():
+            with suppress(OSError):  # it ended, or is somebody else's
+                found.setdefault((process / "cwd").readlink(), []).append(int(process.name))
     return found
-
-
-def end_all() -> dict[str, list[str]]:
-    """Ends all that are left, and names them."""
-    left: dict[str, list[str]] = {}
-    for mark, pids in marked().items():
-        for pid in pids:
-            left.setdefault(mark, []).append(f"{pid} {_name(pid)}")
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    return left
 
 
 class Departures:
     """Measures how long after its driver's end the last process of a sitting is gone."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, float] = {}
+        self._waiting: dict[Path, float] = {}
         self.seconds: dict[str, float] = {}
         self._lock = threading.Lock()
         threading.Thread(target=self._watch, daemon=True, name="departures").start()
 
-    def expect(self, mark: str) -> None:
-        """The driver with this mark has just ended."""
+    def expect(self, sitting: Sitting) -> None:
+        """Its driver has just ended."""
         with self._lock:
-            self._waiting[mark] = time.monotonic()
+            self._waiting[sitting.folder] = time.monotonic()
 
     def settle(self, seconds: float) -> dict[str, list[str]]:
         """Waits, at most so long, until all are gone; names and ends those that are not."""
         end = time.monotonic() + seconds
         while self._waiting and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
-        return end_all()
+        left: dict[str, list[str]] = {}
+        for folder, pids in living().items():
+            for pid in pids if folder in self._waiting else ():
+                left.setdefault(folder.name, []).append(f"{pid} {name_of(pid)}")
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        return left
 
     def _watch(self) -> None:
         while True:
-            living = marked()
+            present = living()
             with self._lock:
-                for mark in self._waiting.keys() - living.keys():
-                    self.seconds[mark] = time.monotonic() - self._waiting.pop(mark)
+                for folder in self._waiting.keys() - present.keys():
+                    self.seconds[folder.name] = time.monotonic() - self._waiting.pop(folder)
             time.sleep(_POLL_SECONDS)
 
 
-def _name(pid: int) -> str:
+def end_all(folder: Path) -> None:
+    """Ends every process that works below a folder."""
+    for place, pids in living().items():
+        for pid in pids if folder in place.parents else ():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def name_of(pid: int) -> str:
     try:
         return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:80]
     except OSError:

@@ -101,7 +101,6 @@ def test_a_run_goes_on_without_the_node_that_vanished(
         assert all(isinstance(result, Transcript) for result in results)
         (lost,) = [lost for result in results for lost in result.lost]
         assert lost.stage == "worker"
-        print("LOST", lost, time.monotonic() - started)
         survivors = {share.worker for result in results[4:] for share in result.shares}
         assert survivors == {1 - lost.worker}
         # The next run needs no second worker either; and the second one joins in where a node comes back.
