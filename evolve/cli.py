@@ -44,8 +44,8 @@ def plan(config: ConfigFile, overrides: Overrides = None, as_json: Json = False)
     import tempfile
 
     from evolve.config import load_config
+    from evolve.plan_table import plan_table
     from evolve.prepare import prepare
-    from evolve.tables import plan_table
 
     with tempfile.TemporaryDirectory() as work_dir:
         prepared = prepare(load_config(config, overrides or ()), Path(work_dir))
@@ -229,6 +229,8 @@ def _main(arguments: list[str]) -> int:
     except BrokenPipeError:
         # The reader of our output went away, as `head` does; nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full or unreadable disk
+        return _say(f"stopped: {error}\nEverything finished is kept; try again when the cause is mended.", EXIT_STOPPED)
     return EXIT_DONE
 
 

@@ -35,9 +35,9 @@ def execute(run: Run, evaluator: Evaluator | None, progress: Progress, interrupt
     prepared = run.prepared()
     done = len(run.store)
     check_disk(prepared, run.folder, run.state.plan.total_evaluations - done)
-    run.save(status="running", stop_reason=None, sittings=(*run.state.sittings, time.time()))
-    progress.started(run.state.plan, done)
     try:
+        run.save(status="running", stop_reason=None, sittings=(*run.state.sittings, time.time()))
+        progress.started(run.state.plan, done)
         with ExitStack() as stack:
             lender = _Lender(run, prepared, evaluator, progress, stack)
             try:

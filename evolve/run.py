@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from filelock import FileLock, Timeout
 
-from evolve.budget import Plan, extend_plan
+from evolve.budget import extend_plan
 from evolve.environment import versions
 from evolve.errors import StoreError
+from evolve.hold import held, is_held
 from evolve.interrupt import Interrupt
 from evolve.outcome import write_durably
 from evolve.progress import Progress, Silent
+from evolve.state import STATE_FILE, State, Status
 from evolve.store import Store, default_url
 
 # Looking at a run (show, history, runs) must not wait for torch, mergekit and Ray to be imported, so what needs
@@ -32,41 +30,6 @@ if TYPE_CHECKING:
     from evolve.config import RunConfig
     from evolve.evaluator import Evaluator
     from evolve.prepare import Prepared
-
-Status = Literal["running", "finished", "interrupted", "failed"]
-_LOCK_SECONDS = 1.0  # longer than anybody who looks at the status holds the lock
-
-
-@dataclass(frozen=True)
-class State:
-    """What stands in ``run.json``.
-
-    Attributes:
-        status: ``running`` also of a run whose driver died; see :attr:`Run.status`.
-        stop_reason: why the search ended, or what stopped the run.
-        seconds: wall-clock seconds spent searching, over all sittings.
-        plan: frozen when the run was created, or when it was last extended.
-        sittings: when each sitting began, in Unix seconds.
-        changes: settings changed since it was created: ``{"at": ISO time, "settings": {path: [old, new]}}``.
-        versions: of the libraries, and the processor, that the run was created with.
-        warnings: what a reader of the results should know.
-        fingerprints: of what must not change in mid-run, when the run was created: ``questions`` (prompts, chat
-            template, tokenizer, generation settings, rubric) and ``models`` (the parents' weights).
-        score_bounds: least and greatest score that an answer can have.
-        created: UTC, ISO 8601.
-    """
-
-    status: Status
-    stop_reason: str | None
-    seconds: float
-    plan: Plan
-    sittings: tuple[float, ...]
-    changes: tuple[dict[str, Any], ...]
-    versions: dict[str, str]
-    warnings: tuple[str, ...]
-    fingerprints: dict[str, str]
-    score_bounds: tuple[float, float]
-    created: str
 
 
 class Run:
@@ -98,7 +61,7 @@ class Run:
     @property
     def status(self) -> Status:
         """The status; a run that says ``running`` while no living driver holds it was interrupted."""
-        if self.state.status == "running" and not self._is_held():
+        if self.state.status == "running" and not is_held(self.folder):
             return "interrupted"
         return self.state.status
 
@@ -166,21 +129,11 @@ class Run:
             StoreError: there is no such run, or its files cannot be read.
         """
         folder = Path(runs_dir).resolve() / name
-        if not (folder / "run.json").is_file():
+        if not (folder / STATE_FILE).is_file():
             known = ", ".join(run_names(runs_dir)) or "none"
             raise StoreError(f"no run named {name} in {folder.parent}; there: {known}. Is --runs-dir right?")
         try:
-            data = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-            state = State(
-                **{
-                    **data,
-                    "plan": Plan(**data["plan"]),
-                    "sittings": tuple(data["sittings"]),
-                    "changes": tuple(data["changes"]),
-                    "warnings": tuple(data["warnings"]),
-                    "score_bounds": tuple(data["score_bounds"]),
-                }
-            )
+            state = State.read(folder)
             url = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["store"]["url"]
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
             raise StoreError(
@@ -293,56 +246,32 @@ class Run:
     def save(self, **changes: Any) -> None:
         """Change the state and write it durably."""
         self.state = replace(self.state, **changes)
-        data = {**{k: getattr(self.state, k) for k in State.__dataclass_fields__}, "plan": self.state.plan.to_dict()}
-        write_durably(self.folder / "run.json", json.dumps(data, indent=2, ensure_ascii=False))
+        self.state.write(self.folder)
 
     def _write_config(self, document: dict[str, Any]) -> None:
         write_durably(self.folder / "config.yaml", yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        """The only driver of the run, with everything as it is now on the disk.
-
-        The lock is the kernel's, on an open file: that of a dead process does not exist any more.
-        """
-        lock = FileLock(self.folder / "driver.lock")
-        try:
-            lock.acquire(timeout=_LOCK_SECONDS)
-        except Timeout:
-            raise StoreError(f"run {self.name} is being driven by {self._holder()}.") from None
-        try:
+        """The only driver of the run, with everything as it is now on the disk."""
+        with held(self.folder):
             # Another driver may have gone on with the run since it was opened here.
             fresh = Run.open(self.name, runs_dir=self.folder.parent)
             self.state, self.store = fresh.state, fresh.store
-            since = datetime.now(UTC).isoformat(timespec="seconds")
-            holder = {"host": platform.node(), "pid": os.getpid(), "since": since}
-            write_durably(self.folder / "driver.json", json.dumps(holder))
             yield
-        finally:
-            (self.folder / "driver.json").unlink(missing_ok=True)
-            lock.release()
-
-    def _is_held(self) -> bool:
-        lock = FileLock(self.folder / "driver.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return True
-        lock.release()
-        return False
-
-    def _holder(self) -> str:
-        try:
-            holder = json.loads((self.folder / "driver.json").read_text())
-            return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-        except (OSError, ValueError, KeyError):
-            return "another process"
 
 
 def run_names(runs_dir: Path | str = "runs") -> list[str]:
     """Names of the runs in a folder, oldest first."""
-    found = Path(runs_dir).glob("*/run.json")
-    return [path.parent.name for path in sorted(found, key=lambda p: (p.parent / "config.yaml").stat().st_mtime)]
+    folders = [path.parent for path in Path(runs_dir).glob(f"*/{STATE_FILE}")]
+    return [folder.name for folder in sorted(folders, key=_created)]
+
+
+def _created(folder: Path) -> str:
+    try:
+        return State.read(folder).created
+    except (OSError, ValueError, TypeError, KeyError):  # damaged; who opens it will say so
+        return ""
 
 
 def resume_command(run: Run) -> str:
@@ -353,9 +282,9 @@ def resume_command(run: Run) -> str:
 
 def _clear_torn_creation(folder: Path) -> None:
     """Remove what a creation that was killed has left: it evaluated nothing, and nothing of anybody else's is there."""
-    if (folder / "run.json").exists() or not folder.is_dir():
+    if (folder / STATE_FILE).exists() or not folder.is_dir():
         return
-    own = ("skeleton", ".skeleton-", "history.db", "transcripts", "config.yaml", "run.json.tmp")
+    own = ("skeleton", ".skeleton-", "history.db", "transcripts", "config.yaml", f"{STATE_FILE}.tmp")
     evaluated = any((folder / "transcripts").glob("*.jsonl"))
     if not evaluated and all(entry.name.startswith(own) for entry in folder.iterdir()):
         shutil.rmtree(folder)

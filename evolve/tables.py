@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -16,58 +16,6 @@ from evolve.run import Run, resume_command
 from evolve.stopping import EXPLANATIONS
 from evolve.views import Ranked, against, ranking, stage_seconds, utilisation
 from fitness.intervals import Difference
-
-if TYPE_CHECKING:
-    from evolve.config import RunConfig
-    from evolve.prepare import Prepared
-
-
-def plan_table(prepared: Prepared) -> RenderableType:
-    """What will run, and why it will stop, for someone who has not read a manual."""
-    plan, config = prepared.plan, prepared.config
-    table = Table("", "", title="Plan", show_header=False, title_justify="left")
-    table.add_row(
-        "Searched numbers (n)", f"{plan.dimensions}: " + "; ".join(c.name for c in prepared.genome.coordinates)
-    )
-    table.add_row(
-        "Candidates per generation (popsize)", f"{plan.popsize}  ({_popsize_reason(config, prepared.workers)})"
-    )
-    table.add_row(
-        "Generations",
-        f"{plan.generations}  ({plan.max_fevals} evaluations // {plan.popsize} per generation)"
-        if plan.generations == plan.max_fevals // plan.popsize
-        else f"{plan.generations}  (as you asked)",
-    )
-    table.add_row(
-        "Evaluations in the search (max-fevals)",
-        f"{plan.search_evaluations}  = {plan.generations} x {plan.popsize}"
-        + (
-            f" + {plan.remainder} left over: the distribution mean and new points around the leaders"
-            if plan.remainder
-            else ""
-        ),
-    )
-    table.add_row("Parents and baselines", f"{plan.baselines}  on top: each answers search and validation prompts once")
-    table.add_row(
-        "Finalists", f"{plan.finalists}  on top: the distribution mean and the best candidates, on validation prompts"
-    )
-    table.add_row(
-        "All evaluations", f"{plan.total_evaluations}  on {prepared.workers} {prepared.spec.engine} worker(s)"
-    )
-    table.add_row("Answers", _answers(prepared))
-    table.add_row("Against noise", "; ".join(_noise_handling(prepared)))
-    table.add_row(
-        "Prompts", f"{len(prepared.prompts['search'])} search, {len(prepared.prompts['validation'])} validation"
-    )
-    text = [
-        f"The search asks for {plan.popsize} merges, scores them, learns, and repeats: {plan.generations} generations. "
-        f'One merge that is built, asked all search prompts and scored is one evaluation (one "feval"). '
-        f"max-fevals is a hard cap on them: never more than {plan.max_fevals}. "
-        "Parents and finalists are counted on lines of their own.",
-        "It stops when " + ", or when ".join(_stops(config)) + ". The reason is recorded by name.",
-        *(f"Note: {note}" for note in prepared.genome.notes),
-    ]
-    return Group(table, *(Text(line) for line in text))
 
 
 def runs_table(runs: list[Run]) -> Table:
@@ -217,56 +165,6 @@ def line_of(row: Evaluation) -> str:
     c, value = row.candidate, row.value
     outcome = f"fitness {value:.4f}" if value is not None else f"failed: {getattr(row.result, 'reason', '')}"
     return f"{c.split:<10} {_short(c.label)}: {outcome} ({seconds})"
-
-
-def _popsize_reason(config: RunConfig, workers: int) -> str:
-    if config.budget.popsize is not None:
-        return "as you asked"
-    if config.budget.generations is not None and config.budget.max_fevals is not None:
-        return "max_fevals // generations"
-    doubled = ", doubled for noise" if config.search.noise == "high" else ""
-    rounded = f", rounded up to a multiple of {workers} workers" if workers > 1 else ""
-    return f"4 + floor(3 ln n){doubled}{rounded}"
-
-
-def _answers(prepared: Prepared) -> str:
-    """How much is generated and judged, for an estimate of time and cost."""
-    plan, config = prepared.plan, prepared.config
-    of_mean = 0 if plan.remainder else 1  # without a remainder the mean answers the search prompts at the end
-    searched = plan.search_evaluations + plan.baselines // 2 + of_mean
-    validated = plan.baselines // 2 + plan.finalists - of_mean
-    answers = searched * config.search.repeats * len(prepared.prompts["search"])
-    answers += validated * config.finalist_repeats * len(prepared.prompts["validation"])
-    text = f"about {answers}, each of at most {prepared.generation.max_new_tokens} tokens"
-    if config.fitness.judge is not None:
-        text += f"; {answers * config.fitness.judge.samples} requests to the judge {config.fitness.judge.model}"
-    return text
-
-
-def _noise_handling(prepared: Prepared) -> list[str]:
-    config = prepared.config
-    handling = ["the same prompts and decoding seeds for every candidate"]
-    if "doubled" in _popsize_reason(config, prepared.workers):
-        handling.append("popsize doubled (search.noise)")
-    for split, setting, repeats in (
-        ("search", "search.repeats", config.search.repeats),
-        ("validation", "finalists.repeats", config.finalist_repeats),
-    ):
-        if repeats > 1:
-            handling.append(f"{repeats} answers to each {split} prompt ({setting})")
-    return handling
-
-
-def _stops(config: RunConfig) -> list[str]:
-    search = config.search
-    stops = ["the evaluations are used up (budget)"]
-    if config.budget.max_hours is not None:
-        stops.append(f"{config.budget.max_hours:g} hours have passed (wall_clock)")
-    if search.target_fitness is not None:
-        stops.append(f"a candidate reaches fitness {search.target_fitness:g} (target_fitness)")
-    stops.append(f"the step size falls below {search.min_sigma:g} (min_sigma)")
-    stops.append(f"{search.stagnation_generations} generations in a row bring nothing better (stagnation)")
-    return stops
 
 
 def _failure(row: dict[str, Any]) -> str:

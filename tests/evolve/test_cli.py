@@ -221,7 +221,8 @@ def recorded_answers(folder: Path) -> list[str]:
 
     run = Run.open(folder.name, runs_dir=folder.parent)
     standing = ranking(run)[0].standing
-    assert standing is not None and standing.validation is not None
+    assert standing is not None
+    assert standing.validation is not None
     path = standing.validation.transcript_in(run.transcripts)
     assert path is not None
     return [answer.text for answer in read_answers(path)]

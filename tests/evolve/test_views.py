@@ -16,10 +16,11 @@ from evolve.config import RunConfig
 from evolve.evaluation import Evaluation
 from evolve.evaluator import Evaluator
 from evolve.outcome import Outcome
+from evolve.plan_table import plan_table
 from evolve.prepare import prepare
 from evolve.run import Run
 from evolve.store import Store, default_url
-from evolve.tables import closing_table, history_table, plain, plan_table, status_lines
+from evolve.tables import closing_table, history_table, plain, status_lines
 from evolve.views import busy, history, ranking, show_dict, utilisation
 from workers.job import Job, Lost, Share
 
