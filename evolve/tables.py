@@ -37,8 +37,9 @@ def closing_table(run: Run) -> RenderableType:
     winner = ranked[0]
     table = Table("model", "search", "validation", "95% interval", title_justify="left")
     table.title = "On prompts the search has not seen" if winner.standing else "No finalist has been validated yet"
+    finished = run.status == "finished"
     for entry in ranked.finalists or [winner]:
-        label = f"{_role(entry)}: {entry.label}"
+        label = f"{_role(entry, finished=finished)}: {entry.label}"
         search = entry.search.value if entry.search else None
         _add(table, label, search, entry.standing, style="bold" if entry.rank == 1 else "")
     compared = against(run, ranked)
@@ -60,7 +61,7 @@ def closing_table(run: Run) -> RenderableType:
     # The best parent is the one to beat.
     for standing, difference in sorted(compared, key=lambda pair: pair[0] is not best_parent):
         if difference is not None:
-            lines.append(Text(f"The winner: {verdict(difference, standing)}"))
+            lines.append(Text(f"The {_role(winner, finished=finished)}: {verdict(difference, standing)}"))
     if winner.standing is not None and winner.standing.value is not None:
         unbeaten = [s for s in others if s.value is not None and s.value >= winner.standing.value]
         lines += [Text(f"No merge scored above {s.kind} {_short(s.label)} on these prompts.", "bold") for s in unbeaten]
@@ -184,11 +185,11 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _role(entry: Ranked) -> str:
-    """The leader of a search becomes a winner by validation only."""
-    if entry.standing is None:
-        return "leader so far"
-    return "winner" if entry.rank == 1 else "finalist"
+def _role(entry: Ranked, *, finished: bool) -> str:
+    """The leader of a search becomes a winner by validation only, once all finalists have had theirs."""
+    if entry.rank > 1:
+        return "finalist"
+    return "winner" if entry.standing is not None and finished else "leader so far"
 
 
 def _add(table: Table, label: str, search: float | None, standing: Standing | None, *, style: str = "") -> None:
