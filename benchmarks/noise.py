@@ -233,6 +233,7 @@ def play(case: Case, seed: int, options: Options) -> Closed:
             evaluate,
             repeats=options.search_repeats,
             stored=lambda _: None,
+            kept=lambda _, asked: asked,
             drifted=lambda _: None,
             seconds=lambda: 0.0,
             progress=Silent(),

@@ -112,6 +112,7 @@ def cma_es(prepared: Prepared, ask: Asked, seed: int) -> tuple[Found, list[int]]
         evaluate,
         repeats=1,
         stored=lambda _: None,
+        kept=lambda _, asked: asked,
         drifted=lambda _: None,
         seconds=lambda: 0.0,
         progress=plateaus,

@@ -7,7 +7,7 @@ plain values; the result is frozen into a run when it is created.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -46,7 +46,8 @@ class Plan:
             condition ends the search before.
         search_evaluations: ``generations * popsize + remainder + former_remainder``.
         remainder: evaluations that do not fill a generation; they go to the distribution mean and the leaders.
-        former_remainder: remainders of smaller budgets that this run had before it was extended.
+        former_remainder: evaluations of remainders that smaller budgets of this run had before it was extended.
+        former_places: places behind a population that these took.
         baselines: evaluations of parents, the equal-weight merge and listed recipes (both splits).
         finalists: evaluations of the mean and the leaders at the end.
         total_evaluations: all of it.
@@ -62,10 +63,11 @@ class Plan:
     finalists: int
     total_evaluations: int
     former_remainder: int = 0
+    former_places: int = 0
 
     def to_dict(self) -> dict[str, int]:
-        """The JSON of ``evolve plan --json``; of an extended run with the former remainder."""
-        return {name: value for name, value in asdict(self).items() if name != "former_remainder" or value}
+        """The JSON of ``evolve plan --json``; of an extended run also what it had formerly."""
+        return {name: value for name, value in asdict(self).items() if not name.startswith("former") or value}
 
 
 def default_popsize(dimensions: int, *, workers: int = 1, noisy: bool = False) -> int:
@@ -155,11 +157,31 @@ def make_plan(
         workers=workers,
         noisy=noisy,
     )
-    return _plan(dimensions, popsize, generations, max_fevals, 0, 2 * baseline_models, top_k)
+    plan = Plan(
+        dimensions=dimensions,
+        popsize=popsize,
+        generations=generations,
+        max_fevals=max_fevals,
+        search_evaluations=max_fevals,
+        remainder=max_fevals - generations * popsize,
+        baselines=2 * baseline_models,
+        finalists=0,
+        total_evaluations=0,
+    )
+    finalists = _finalists(plan, top_k)
+    return replace(plan, finalists=finalists, total_evaluations=max_fevals + plan.baselines + finalists)
 
 
 def extend_plan(
-    plan: Plan, *, max_fevals: int | None, generations: int | None, begun: int, apart: int, top_k: int
+    plan: Plan,
+    *,
+    max_fevals: int | None,
+    generations: int | None,
+    begun: int,
+    apart: int,
+    apart_places: int,
+    top_k: int,
+    finalists: int,
 ) -> Plan:
     """The plan of a run that goes on with another budget. Its popsize stays, and so does what is recorded.
 
@@ -169,30 +191,24 @@ def extend_plan(
         generations: new number; ``None``: it follows from ``max_fevals``. Both ``None``: the search stays as it was.
         begun: generations of which a candidate is recorded.
         apart: recorded evaluations of the search outside of generations (a remainder).
+        apart_places: places behind a population up to the last that these took.
         top_k: leaders re-scored at the end.
+        finalists: evaluations of finalists that are recorded; the new ones come on top.
 
     Raises:
         ConfigError: the two contradict each other, or less would remain than is recorded.
     """
     if max_fevals is None and generations is None:
-        return _plan(
-            plan.dimensions,
-            plan.popsize,
-            plan.generations,
-            plan.max_fevals,
-            plan.former_remainder,
-            plan.baselines,
-            top_k,
-        )
+        same = replace(plan, finalists=_finalists(plan, top_k) + finalists)
+        return replace(same, total_evaluations=same.max_fevals + same.baselines + same.finalists)
     if max_fevals is None:
         max_fevals = apart + (generations or 0) * plan.popsize
     fitting = (max_fevals - apart) // plan.popsize
-    spent = f" - {apart} spent apart" if apart else ""
-    arithmetic = f"({max_fevals}{spent}) // {plan.popsize}" if apart else f"{max_fevals} // {plan.popsize}"
+    arithmetic = f"({max_fevals} - {apart} spent apart)" if apart else f"{max_fevals}"
     if generations is not None and generations != fitting:
         raise ConfigError(
             f"budget: generations {generations} and max_fevals {max_fevals} contradict each other in a run whose "
-            f"popsize is {plan.popsize}: {arithmetic} = {fitting} generations. Give one of the two."
+            f"popsize is {plan.popsize}: {arithmetic} // {plan.popsize} = {fitting} generations. Give one of the two."
         )
     if fitting < max(begun, 1):
         least = apart + max(begun, 1) * plan.popsize
@@ -201,25 +217,21 @@ def extend_plan(
             + (f" and {apart} evaluations apart" if apart else "")
             + f", so budget.max_fevals can be {least} at least, not {max_fevals}: what is evaluated stays."
         )
-    return _plan(plan.dimensions, plan.popsize, fitting, max_fevals, apart, plan.baselines, top_k)
-
-
-def _plan(
-    dimensions: int, popsize: int, generations: int, max_fevals: int, former: int, baselines: int, top_k: int
-) -> Plan:
-    remainder = max_fevals - former - generations * popsize
-    # The mean needs a search fitness too (the optimism gap): without a remainder it is asked at the end.
-    # The remainder's first evaluation is the mean's own; the others can lead too.
-    finalists = 1 + min(top_k, generations * popsize + former + max(remainder - 1, 0)) + (0 if remainder else 1)
-    return Plan(
-        dimensions=dimensions,
-        popsize=popsize,
-        generations=generations,
+    extended = replace(
+        plan,
+        generations=fitting,
         max_fevals=max_fevals,
         search_evaluations=max_fevals,
-        remainder=remainder,
-        baselines=baselines,
-        finalists=finalists,
-        total_evaluations=max_fevals + baselines + finalists,
-        former_remainder=former,
+        remainder=max_fevals - apart - fitting * plan.popsize,
+        former_remainder=apart,
+        former_places=apart_places,
     )
+    count = _finalists(extended, top_k) + finalists
+    return replace(extended, finalists=count, total_evaluations=max_fevals + plan.baselines + count)
+
+
+def _finalists(plan: Plan, top_k: int) -> int:
+    # The mean needs a search fitness too (the optimism gap): without a remainder it is asked at the end.
+    # The remainder's first evaluation is the mean's own; the others can lead too.
+    others = plan.search_evaluations - (1 if plan.remainder else 0)
+    return 1 + min(top_k, others) + (0 if plan.remainder else 1)

@@ -8,7 +8,7 @@ from typing import Any
 from evolve.config import RunConfig
 from evolve.errors import ConfigError
 
-# How long the search goes on, how it is watched, and where the work is done: none of it touches a recorded number.
+# How long the search goes on, how it is watched, and where the work is done.
 CHANGEABLE = frozenset(
     {
         "budget.max_fevals",
@@ -40,6 +40,14 @@ CHANGEABLE = frozenset(
         "stop",
     }
 )
+
+# These may change what is computed a little; ``cautions`` says so.
+_CAUTIONS = {
+    "workers.tensor_parallel_size": "last digits can differ from there on",
+    "workers.enforce_eager": "last digits can differ from there on",
+    "workers.split_prompts": "last digits can differ from there on",
+    "fitness.judge.base_url": "scores before and after compare only if it is the same judge",
+}
 
 _ASKED = "what is recorded was asked and scored with it, and what follows could not be compared"
 _REASONS = {
@@ -79,6 +87,15 @@ def changed_settings(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any
                 f"Can be changed: {', '.join(sorted(CHANGEABLE))}."
             )
     return found
+
+
+def cautions(found: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """What a reader of the results should know about changes that were allowed."""
+    return [
+        f"{path} was changed from {was!r} to {now!r}: {_CAUTIONS[path]}."
+        for path, (was, now) in found.items()
+        if path in _CAUTIONS
+    ]
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

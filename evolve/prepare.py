@@ -158,7 +158,7 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
     )
 
 
-def check_disk(prepared: Prepared, folder: Path, evaluations: int) -> None:
+def check_disk(prepared: Prepared, folder: Path, evaluations: int) -> str | None:
     """Notice a disk that is too small for what is left to do.
 
     Args:
@@ -166,8 +166,11 @@ def check_disk(prepared: Prepared, folder: Path, evaluations: int) -> None:
         folder: the run's.
         evaluations: how many are left at most.
 
+    Returns:
+        A warning where long answers would not fit.
+
     Raises:
-        StoreError: with figures.
+        StoreError: next to nothing is free.
     """
     config = prepared.config
     answers = max(
@@ -175,7 +178,7 @@ def check_disk(prepared: Prepared, folder: Path, evaluations: int) -> None:
         len(prepared.prompts["validation"]) * config.finalist_repeats,
     )
     per_answer = _BYTES_PER_ANSWER + _BYTES_PER_TOKEN * prepared.generation.max_new_tokens
-    check_space(folder, evaluations * (_BYTES_PER_EVALUATION + answers * per_answer))
+    return check_space(folder, evaluations * (_BYTES_PER_EVALUATION + answers * per_answer))
 
 
 def parents_of(config: RunConfig, recipes: Sequence[Recipe] = ()) -> dict[str, Parent]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from evolve.budget import extend_plan
+from evolve.budget import Plan, extend_plan
 from evolve.environment import versions
 from evolve.errors import StoreError
 from evolve.hold import held, is_held
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from evolve.config import RunConfig
     from evolve.evaluator import Evaluator
     from evolve.prepare import Prepared
+
+
+_LENGTHS = {"budget.max_fevals", "budget.generations"}
+_OF_THE_PLAN = {*_LENGTHS, "finalists.top_k"}
+# What a creation makes, in the order of its making, before there is a run.
+_OWN = ("driver.", "skeleton", ".skeleton-", "history.db", "transcripts", "config.yaml", f"{STATE_FILE}.tmp")
 
 
 class Run:
@@ -78,46 +84,45 @@ class Run:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
             raise StoreError(f"--name {name!r}: use letters, digits, dots, dashes and underscores.")
         folder = Path(runs_dir).resolve() / name
-        _clear_torn_creation(folder)
+        _refuse_taken(folder)
         try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            raise StoreError(
-                f"{folder} exists already: go on with `evolve resume {name}`, or choose another --name."
-            ) from None
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"{folder} cannot be written: {error.strerror}; choose another --runs-dir.") from None
-        store: Store | None = None
-        try:
-            prepared = prepare(config, folder)
-            store = Store(config.store.url or default_url(folder), name, create=True)
-            now = datetime.now(UTC).isoformat()
-            state = State(
-                status="interrupted",
-                stop_reason=None,
-                seconds=0.0,
-                plan=prepared.plan,
-                sittings=(),
-                changes=(),
-                versions=versions(),
-                warnings=(),
-                fingerprints=dict(prepared.fingerprints),
-                score_bounds=config.fitness.score_bounds,
-                created=now,
-            )
-            # `auto` may mean another engine on the machine that resumes, and engines differ in their last digits.
-            workers = config.workers.model_copy(update={"engine": prepared.spec.engine})
-            document = config.model_copy(update={"workers": workers}).model_dump(mode="json")
-            store.describe({"config": document, "plan": prepared.plan.to_dict(), "versions": state.versions})
-            (folder / "transcripts").mkdir()
-            run = cls(folder, state, store)
-            run._write_config(document)
-            run.save()
-        except BaseException:
-            if store is not None:
-                store.delete()
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        with held(folder):
+            _refuse_taken(folder)  # by somebody who was faster
+            _clear(folder)  # of what a creation that was killed has left
+            store: Store | None = None
+            try:
+                prepared = prepare(config, folder)
+                store = Store(config.store.url or default_url(folder), name, create=True)
+                state = State(
+                    status="interrupted",
+                    stop_reason=None,
+                    seconds=0.0,
+                    plan=prepared.plan,
+                    sittings=(),
+                    changes=(),
+                    versions=versions(),
+                    warnings=(),
+                    fingerprints=dict(prepared.fingerprints),
+                    score_bounds=config.fitness.score_bounds,
+                    created=datetime.now(UTC).isoformat(),
+                )
+                # `auto` may mean another engine on the machine that resumes, and engines differ in their last digits.
+                workers = config.workers.model_copy(update={"engine": prepared.spec.engine})
+                document = config.model_copy(update={"workers": workers}).model_dump(mode="json")
+                store.describe({"config": document, "plan": prepared.plan.to_dict(), "versions": state.versions})
+                (folder / "transcripts").mkdir()
+                run = cls(folder, state, store)
+                run._write_config(document)
+                run.save()
+            except BaseException:
+                with suppress(Exception):  # the first error is the one to tell
+                    if store is not None:
+                        store.delete()
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
         run._prepared = prepared
         return run
 
@@ -180,36 +185,52 @@ class Run:
             ConfigError: a value that is not allowed, or a change that would alter the past.
             StoreError: another driver holds the run.
         """
-        from evolve.changes import changed_settings
+        from evolve.changes import cautions, changed_settings
         from evolve.config import load_config
 
         with self._held():
             config = load_config(self.folder / "config.yaml", overrides)
             found = changed_settings(self.config, config)
-            if not found:
-                return found
-            asked = self.state.plan
-            rows = self.store.summaries("search")
-            within = [row for row in rows if row.index is not None and row.index < asked.popsize]
-            plan = extend_plan(
-                asked,
-                max_fevals=config.budget.max_fevals if "budget.max_fevals" in found else None,
-                generations=config.budget.generations if "budget.generations" in found else None,
-                begun=max((row.generation or 0 for row in within), default=-1) + 1,
-                apart=len(rows) - len(within),
-                top_k=config.finalists.top_k,
-            )
+            # Unsetting one of the two says nothing about how long the search should go on.
+            found = {k: v for k, v in found.items() if not (k in _LENGTHS and v[1] is None)}
+            plan = self._extended(config, found) if found.keys() & _OF_THE_PLAN else self.state.plan
+            if not found or (plan == self.state.plan and found.keys() <= _OF_THE_PLAN):
+                return {}
             budget = config.budget.model_copy(
                 update={"max_fevals": plan.max_fevals, "popsize": plan.popsize, "generations": None}
             )
             self.config = config.model_copy(update={"budget": budget})
             self._prepared = None
-            at = datetime.now(UTC).isoformat(timespec="seconds")
-            entry = {"at": at, "settings": {path: list(values) for path, values in found.items()}}
+            entry = {
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "settings": {path: list(values) for path, values in found.items()},
+            }
             # The plan first: a config that was not written any more is changed again by the same command.
-            self.save(plan=plan, status="interrupted", stop_reason=None, changes=(*self.state.changes, entry))
+            self.save(
+                plan=plan,
+                status="interrupted",
+                stop_reason=None,
+                changes=(*self.state.changes, entry),
+                warnings=tuple(dict.fromkeys([*self.state.warnings, *cautions(found)])),
+            )
             self._write_config(self.config.model_dump(mode="json"))
         return found
+
+    def _extended(self, config: RunConfig, found: Collection[str]) -> Plan:
+        plan = self.state.plan
+        rows = [row for row in self.store.summaries("search") if row.index is not None]
+        behind = [row.index for row in rows if row.index is not None and row.index >= plan.popsize]
+        generations = [row.generation or 0 for row in rows if row.index is not None and row.index < plan.popsize]
+        return extend_plan(
+            plan,
+            max_fevals=config.budget.max_fevals if "budget.max_fevals" in found else None,
+            generations=config.budget.generations if "budget.generations" in found else None,
+            begun=max(generations, default=-1) + 1,
+            apart=len(behind),
+            apart_places=max(behind, default=plan.popsize - 1) + 1 - plan.popsize,
+            top_k=config.finalists.top_k,
+            finalists=len(self.store.summaries("finalist")),
+        )
 
     def prepared(self) -> Prepared:
         """The checked config; checks it where that has not been done in this process.
@@ -257,6 +278,9 @@ class Run:
         with held(self.folder):
             # Another driver may have gone on with the run since it was opened here.
             fresh = Run.open(self.name, runs_dir=self.folder.parent)
+            if fresh.state.changes != self.state.changes:
+                self.__dict__.pop("config", None)
+                self._prepared = None
             self.state, self.store = fresh.state, fresh.store
             yield
 
@@ -280,11 +304,19 @@ def resume_command(run: Run) -> str:
     return f"evolve resume {run.name}" + ("" if runs_dir == Path("runs").resolve() else f" --runs-dir {runs_dir}")
 
 
-def _clear_torn_creation(folder: Path) -> None:
-    """Remove what a creation that was killed has left: it evaluated nothing, and nothing of anybody else's is there."""
-    if (folder / STATE_FILE).exists() or not folder.is_dir():
+def _refuse_taken(folder: Path) -> None:
+    """A name is free where there is nothing, or what a creation that was killed has left: that evaluated nothing."""
+    if not folder.exists():
         return
-    own = ("skeleton", ".skeleton-", "history.db", "transcripts", "config.yaml", f"{STATE_FILE}.tmp")
-    evaluated = any((folder / "transcripts").glob("*.jsonl"))
-    if not evaluated and all(entry.name.startswith(own) for entry in folder.iterdir()):
-        shutil.rmtree(folder)
+    name = folder.name
+    transcripts = any((folder / "transcripts").glob("*.jsonl"))
+    if transcripts or (folder / STATE_FILE).exists() or any(not e.name.startswith(_OWN) for e in folder.iterdir()):
+        raise StoreError(f"{folder} exists already: go on with `evolve resume {name}`, or choose another --name.")
+
+
+def _clear(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif not entry.name.startswith("driver."):
+            entry.unlink()

@@ -47,6 +47,7 @@ def search(
     *,
     repeats: int,
     stored: Callable[[str], Evaluation | None],
+    kept: Callable[[int, list[Genotype]], list[Genotype]],
     drifted: Callable[[float], None],
     seconds: Callable[[], float],
     progress: Progress,
@@ -61,6 +62,7 @@ def search(
         evaluate: candidates to rows, in their order.
         repeats: answers of a candidate to each prompt.
         stored: the row of a key, where the history has one.
+        kept: keeps what is asked in a generation before it is evaluated, or gives back what was asked then.
         drifted: told when a stored genotype differs from the one asked again by more than any before: this machine
             or its libraries compute otherwise. What is stored is what the search is told.
         seconds: wall-clock seconds of searching so far, over all sittings.
@@ -77,7 +79,11 @@ def search(
             break
         asked = driver.ask()
         replayed = len(found) == plan.popsize
-        rows = found if replayed else evaluate([_candidate(genome, x, number, i, repeats) for i, x in enumerate(asked)])
+        if replayed:
+            rows = found
+        else:
+            population = kept(number, asked)
+            rows = evaluate([_candidate(genome, x, number, i, repeats) for i, x in enumerate(population)])
         told = [_genotype(row) for row in rows]
         gap = max(float(np.abs(a - t).max()) for a, t in zip(asked, told, strict=True))
         if gap > drift:
@@ -90,7 +96,7 @@ def search(
     if stop is None:
         stop = conditions.check(history, seconds=0.0) or "budget"
         if stop == "budget" and plan.remainder:
-            evaluate(_remainder(genome, plan, driver, repeats))
+            evaluate(_remainder(genome, plan, driver, repeats, stored))
     return Searched(stop, mean, len(history))
 
 
@@ -114,21 +120,24 @@ def _candidate(
     )
 
 
-def _remainder(genome: Genome, plan: Plan, driver: Driver, repeats: int) -> list[Candidate]:
+def _remainder(
+    genome: Genome, plan: Plan, driver: Driver, repeats: int, stored: Callable[[str], Evaluation | None]
+) -> list[Candidate]:
     """What does not fill a generation: the distribution mean, then draws of the last distribution around it.
 
     Repeating a leader would teach nothing where decoding is deterministic, and where it is not the finalists'
     repeats do it on prompts that the search has not seen; so the rest goes to new points near the leaders. They
     stand behind the last generation's population and are not told, so that a larger budget can go on from there.
     """
-    # Draws that an earlier, smaller budget made of this distribution are skipped.
-    draws = driver.sample(plan.former_remainder + plan.remainder)[plan.former_remainder :]
-    points = [driver.mean, *draws][: plan.remainder]
-    first = plan.popsize + plan.former_remainder
-    return [
-        _candidate(genome, point, plan.generations - 1, index, repeats, "" if index > first else "distribution mean")
-        for index, point in enumerate(points, first)
-    ]
+    generation, first = plan.generations - 1, plan.popsize + plan.former_places
+    # What an earlier, smaller budget has asked of this very distribution is not asked again.
+    draws = driver.sample(plan.former_places + plan.remainder)[plan.former_places :]
+    mean = _candidate(genome, driver.mean, generation, first, repeats, "distribution mean")
+    former = [stored(_key(generation, index)) for index in range(plan.popsize, first)]
+    if any(row is not None and row.candidate.recipe.hash == mean.recipe.hash for row in former):
+        return [_candidate(genome, x, generation, first + i, repeats) for i, x in enumerate(draws)]
+    others = [_candidate(genome, x, generation, first + i, repeats) for i, x in enumerate(draws[:-1], 1)]
+    return [mean, *others]
 
 
 def _genotype(row: Evaluation) -> Genotype:

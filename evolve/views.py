@@ -209,7 +209,9 @@ def utilisation(run: Run) -> list[dict[str, Any]]:
 
 
 def busy(shares: Iterable[Share], sittings: Sequence[float]) -> list[dict[str, Any]]:
-    """Busy seconds of each worker, and their share of the time that was worked.
+    """Busy seconds of each worker that finished something, and their share of the time that was worked.
+
+    Attempts that were lost with their worker count as idle.
 
     A sitting is worked from the start of its first share to the end of its last, whoever did them; starting engines
     is before that and does not count, waiting for a judge or for the last of a generation is within.

@@ -160,6 +160,7 @@ class Handle:
         self._actor = remote.remote(spec, prompts, generation)
         self._starting = self._actor.start.remote()
         self._created = time.monotonic()
+        self.refused = False  # whether the worker itself said that its engine cannot start
 
     def started(self, timeout_seconds: float, closing: threading.Event) -> str | None:
         """Waits for the engine; returns why it did not start. A worker that did not is killed."""
@@ -168,6 +169,7 @@ class Handle:
         try:
             if self._wait(self._starting, deadline, closing):
                 error = ray.get(self._starting)
+                self.refused = error is not None
             elif not closing.is_set():
                 free = ray.available_resources()
                 error = (

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from workers.checkpoint import INDEX_FILE, SINGLE_FILE
@@ -40,7 +40,7 @@ def export_model(
         shard_bytes: largest size of one weights file, in bytes.
 
     Raises:
-        ModelError: ``out`` exists, or what was written is not what the merge gives.
+        ModelError: ``out`` exists, cannot be written, or what was written is not what the merge gives.
         CandidateFailed: the recipe cannot be merged.
     """
     if out.exists():
@@ -59,6 +59,9 @@ def export_model(
                 file.chmod(0o644)  # safetensors writes for the owner alone
             _sync(file)
         temporary.replace(out)
+        _sync(out.parent)
+    except SafetensorError as error:
+        raise ModelError(f"{out.parent} cannot be written: {error}. Is the disk full?") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -108,7 +108,8 @@ class Pool:
         """Starts Ray where need be, and every engine, at the same time.
 
         Raises:
-            EngineSetupError: the machine lacks CPUs or GPUs, or an engine did not start.
+            EngineSetupError: the machine lacks CPUs or GPUs, or an engine refused to start.
+            WorkersLost: an engine's process died or hung while starting.
         """
         count, cpus, gpus = self._asked
         self._closing.clear()
@@ -121,7 +122,8 @@ class Pool:
             for place in self._places:
                 assert place.handle is not None
                 if error := place.handle.started(self._start_timeout_seconds, self._closing):
-                    raise EngineSetupError(error)
+                    # What the engine itself refused is a setting; that its process died or hung need not be.
+                    raise (EngineSetupError if place.handle.refused else WorkersLost)(error)
                 place.alive = True
         except BaseException:
             self.close()

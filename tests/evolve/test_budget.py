@@ -192,15 +192,25 @@ def test_baselines_are_counted_on_both_splits(models: int) -> None:
 def test_an_extended_plan_keeps_what_is_recorded_and_the_new_cap(first: int, popsize: int, data: st.DataObject) -> None:
     """Budget after budget; at any moment all of some generations, and any part of the remainder, may be recorded."""
     found = plan(max_fevals=max(first, popsize), popsize=popsize)
-    apart = 0
+    apart = places = 0
     for _ in range(data.draw(st.integers(1, 4))):
         begun = data.draw(st.integers(0, found.generations))
         if begun == found.generations:
             apart += data.draw(st.integers(0, found.remainder))
+            places = apart + data.draw(st.integers(0, 2))
         cap = data.draw(st.integers(1, 150))
         recorded = apart + begun * popsize
         try:
-            found = extend_plan(found, max_fevals=cap, generations=None, begun=begun, apart=apart, top_k=3)
+            found = extend_plan(
+                found,
+                max_fevals=cap,
+                generations=None,
+                begun=begun,
+                apart=apart,
+                apart_places=places,
+                top_k=3,
+                finalists=0,
+            )
         except ConfigError:
             assert cap < apart + max(begun, 1) * popsize
             return
@@ -212,9 +222,11 @@ def test_an_extended_plan_keeps_what_is_recorded_and_the_new_cap(first: int, pop
 
 def test_an_extension_by_generations_counts_what_was_spent_apart() -> None:
     former = plan(max_fevals=40, popsize=6)  # 6 generations and 4 apart
-    found = extend_plan(former, max_fevals=None, generations=10, begun=6, apart=4, top_k=3)
+    found = extend_plan(former, max_fevals=None, generations=10, begun=6, apart=4, apart_places=4, top_k=3, finalists=0)
     assert (found.max_fevals, found.remainder, found.former_remainder) == (64, 0, 4)
-    same = extend_plan(former, max_fevals=None, generations=None, begun=6, apart=4, top_k=3)
+    same = extend_plan(
+        former, max_fevals=None, generations=None, begun=6, apart=4, apart_places=4, top_k=3, finalists=0
+    )
     assert same == former
 
 
@@ -231,4 +243,6 @@ def test_an_extension_by_generations_counts_what_was_spent_apart() -> None:
 def test_an_extension_that_cannot_be_says_why(budget: tuple[int, int | None], words: str) -> None:
     former = plan(max_fevals=40, popsize=6)
     with pytest.raises(ConfigError, match=words):
-        extend_plan(former, max_fevals=budget[0], generations=budget[1], begun=6, apart=4, top_k=3)
+        extend_plan(
+            former, max_fevals=budget[0], generations=budget[1], begun=6, apart=4, apart_places=4, top_k=3, finalists=0
+        )

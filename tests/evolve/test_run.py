@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from evolve.config import RunConfig
 from evolve.errors import ConfigError, RunStopped, StoreError
 from evolve.export import export_ranked
 from evolve.finals import standings
+from evolve.hold import held
+from evolve.progress import Silent
 from evolve.run import Run, run_names
 from evolve.tables import closing_table, plain
 from evolve.views import history, ranking, show_dict
@@ -442,13 +445,18 @@ def test_a_baseline_of_another_shape_is_refused_before_anything_starts(
     assert not (tmp_path / "r").exists()
 
 
-def test_a_disk_that_is_too_small_is_noticed_before_anything_starts(
+def test_a_disk_that_may_be_too_small_is_a_warning_before_anything_starts(
     make_config: MakeConfig, landscape: Any, tmp_path: Path
 ) -> None:
+    class Warned(Silent):
+        def warn(self, text: str) -> None:
+            assert re.search(r"MiB are free, and the run may write \d+ MiB of answers", text)
+            raise InterruptedError
+
     run = Run.create(make_config(**{"budget.max_fevals": 10**9}), runs_dir=tmp_path, name="r")
     evaluator = landscape(run.transcripts)
-    with pytest.raises(StoreError, match=r"MiB are free, and the run may write .*choose another --runs-dir"):
-        run.execute(evaluator)
+    with pytest.raises(InterruptedError):
+        run.execute(evaluator, progress=Warned())
     assert evaluator.evaluated == []
     assert Run.open("r", runs_dir=tmp_path).status == "interrupted"
 
@@ -472,3 +480,38 @@ def test_sampled_answers_are_repeated_for_parents_and_finalists_alike(
         ("baseline", "validation"): 3,
         ("finalist", "validation"): 3,
     }
+
+
+def test_a_name_that_is_being_created_is_refused_and_left_alone(make_config: MakeConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    (folder / "skeleton").mkdir(parents=True)  # the first has come so far
+    with held(folder), pytest.raises(StoreError, match="is being driven by process"):
+        Run.create(make_config(), runs_dir=tmp_path, name="r")
+    assert (folder / "skeleton").exists()
+
+
+def test_runs_are_listed_by_their_creation_whatever_was_changed_since(make_config: MakeConfig, tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        Run.create(make_config(), runs_dir=tmp_path, name=name)
+    Run.open("b", runs_dir=tmp_path).change(["stop=now"])
+    assert run_names(tmp_path) == ["b", "a"]
+
+
+def test_a_generation_goes_on_with_what_it_was_asked_and_adopts_its_transcripts_after_a_drift(
+    make_config: MakeConfig, landscape: Any, tmp_path: Path
+) -> None:
+    config = make_config()
+    whole = finished(config, tmp_path, "whole", landscape)
+    run = Run.create(config, runs_dir=tmp_path, name="cut")
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(landscape(run.transcripts, stop_after=11))  # 3 baselines, the first generation, 2 of the second
+    key = "search-0001-002"
+    shutil.copy(whole.transcripts / f"{key}.jsonl", run.transcripts)  # died between transcript and row
+    again = Run.open("cut", runs_dir=tmp_path)
+    again.config = make_config(**{"genome.parameters": {"weight": {"min": 0, "max": 1.5, "init": 0.5000001}}})
+    evaluator = landscape(run.transcripts)
+    again.execute(evaluator)
+    assert key not in evaluator.evaluated
+    same, other = ({r["key"]: r["genotype"] for r in history(one)} for one in (whole, again))
+    assert all(same[f"search-0001-00{index}"] == other[f"search-0001-00{index}"] for index in range(6))
+    assert again.state.warnings
