@@ -61,7 +61,7 @@ class Case:
     export_kills: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     lost: int = 0
-    adopted: int = 0
+    rowless: list[int] = field(default_factory=list)  # at each kill: transcripts whose row was missing
 
 
 class Campaign:
@@ -150,8 +150,9 @@ class Campaign:
                 if sitting.wait(1):
                     case.wrong.append(f"sitting {kill} ended by itself: {sitting.tail()}")
                 break
-            case.kills.append(stage(folder, have, reference))
-            case.adopted += case.kills[-1] == BETWEEN
+            name_of_stage, rowless = stage(folder, have, reference)
+            case.kills.append(name_of_stage)
+            case.rowless.append(rowless)
             kept |= fingerprints(folder)
             time.sleep(chance.choice((0.0, 0.0, chance.uniform(0, 3))))
         last = self.begin_or_resume(name, seed, f"{name}-last")
@@ -174,9 +175,9 @@ class Campaign:
         """Kills an export; what it leaves must not look complete, or be complete, and a second must come to the end."""
         out = self.root / "exports" / name / "model"
         out.parent.mkdir(parents=True)
-        for attempt in range(2):
-            sitting = self.start(f"{name}-export-{attempt}", "export", name, "--out", str(out))
-            wait_for_export(sitting, out, chance, reference.export_seconds)
+        for how in ("clock", "writing", "late"):
+            sitting = self.start(f"{name}-export-{how}", "export", name, "--out", str(out))
+            wait_for_export(sitting, out, how, chance, reference.export_seconds)
             struck = sitting.kill()
             self.departures.expect(sitting)
             if not struck:
@@ -188,6 +189,8 @@ class Campaign:
                 missing = sorted({*reference.model, "README.md"} - {path.name for path in out.iterdir()})
                 case.wrong.append(f"a killed export left a folder that looks complete but lacks {missing}")
                 shutil.rmtree(out)
+            if whole:
+                break
         try:
             self.ask("export", name, "--out", str(out))
         except RuntimeError as error:
@@ -198,26 +201,29 @@ class Campaign:
         case.wrong += [f"{p.name} was left behind by a killed export" for p in out.parent.iterdir() if p != out]
 
 
-BETWEEN = "between transcript and row"
+def stage(folder: Path, before: int, reference: Reference) -> tuple[str, int]:
+    """Where a run was cut, by what it has on the disk, and how many transcripts have no row yet.
 
-
-def stage(folder: Path, before: int, reference: Reference) -> str:
-    """Where a run was cut, by what it has on the disk; ``before``: transcripts when the sitting began."""
+    Args:
+        folder: the run's.
+        before: transcripts when the sitting began.
+        reference: the run left alone.
+    """
     if not (folder / "run.json").exists():
-        return "creation"
+        return "creation", 0
     rows, files = recorded(folder), len(files_of(folder))
-    if files > len(rows):
-        return BETWEEN
-    if files == before:
-        return "start-up" if before == 0 else "start-up of a resume"
-    if len(rows) == len(reference.rows):
-        return "closing"
     searched = [row for row in rows if row["kind"] == "search"]
-    if any(row["split"] == "validation" for row in rows) or len(searched) == MAX_FEVALS:
-        return "finalists"
-    if not searched:
-        return "baselines"
-    return "mid-generation" if len(searched) % POPSIZE else "between generations"
+    if files == before:
+        name = "start-up of a resume" if before else "start-up"
+    elif len(rows) == len(reference.rows):
+        name = "closing"
+    elif any(row["split"] == "validation" for row in rows) or len(searched) == MAX_FEVALS:
+        name = "finalists"
+    elif not searched:
+        name = "baselines"
+    else:
+        name = "mid-generation" if len(searched) % POPSIZE else "between generations"
+    return name, files - len(rows)
 
 
 def strike(sitting: Sitting, folder: Path, chance: random.Random, reference: Reference, have: int) -> bool:
@@ -226,7 +232,7 @@ def strike(sitting: Sitting, folder: Path, chance: random.Random, reference: Ref
     work_seconds = reference.run_seconds - reference.start_seconds
     how = chance.choices(("clock", "progress", "edge"), (0.45, 0.4, 0.15))[0]
     if how == "clock" or have >= total:
-        moment = chance.uniform(0, reference.start_seconds + work_seconds * (total - have) / total)
+        moment = chance.uniform(0, 0.95 * (reference.start_seconds + work_seconds * (total - have) / total))
         while not sitting.ended and sitting.seconds < moment:
             time.sleep(0.01)
     else:
@@ -237,17 +243,16 @@ def strike(sitting: Sitting, folder: Path, chance: random.Random, reference: Ref
     return sitting.kill()
 
 
-def wait_for_export(sitting: Sitting, out: Path, chance: random.Random, seconds: float) -> None:
-    """Until a random moment of an export: uniform over its time, or just after something appears."""
-    if chance.random() < 0.4:
-        moment = chance.uniform(0, seconds)
+def wait_for_export(sitting: Sitting, out: Path, how: str, chance: random.Random, seconds: float) -> None:
+    """Until a random moment of an export: of its whole time, of its writing, or just after its folder appears."""
+    if how == "clock":
+        moment = chance.uniform(0, 0.95 * seconds)
         while not sitting.ended and sitting.seconds < moment:
             time.sleep(POLL_SECONDS)
         return
-    late = chance.random() < 0.5
-    while not sitting.ended and not (out.exists() if late else any(out.parent.iterdir())):
+    while not sitting.ended and not (out.exists() if how == "late" else any(out.parent.iterdir())):
         time.sleep(POLL_SECONDS)
-    time.sleep(chance.uniform(0, 0.005 if late else 0.1))
+    time.sleep(chance.uniform(0, 0.005 if how == "late" else 0.1))
 
 
 def files_of(folder: Path) -> list[str]:
@@ -269,7 +274,7 @@ def report(campaign: Campaign, cases: list[Case], left: dict[str, list[str]], sh
         "export_kills": dict(Counter(kill for case in cases for kill in case.export_kills).most_common()),
         "runs_that_differ": sum(1 for case in cases if case.wrong),
         "lost_evaluations": sum(case.lost for case in cases),
-        "adopted_transcripts": sum(case.adopted for case in cases),
+        "kills_with_a_row_missing": sum(1 for case in cases for rowless in case.rowless if rowless),
         "in_flight_and_asked_again_at_most": evaluating,  # one worker: at most one per kill
         "seconds_until_no_process_median": round(statistics.median(gone.values()), 1) if gone else None,
         "seconds_until_no_process_longest": round(max(gone.values()), 1) if gone else None,
