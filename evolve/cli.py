@@ -230,7 +230,12 @@ def _main(arguments: list[str]) -> int:
         # The reader of our output went away, as `head` does; nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a full or unreadable disk
-        return _say(f"stopped: {error}\nEverything finished is kept; try again when the cause is mended.", EXIT_STOPPED)
+        where = f": {error.filename}" if error.filename else ""
+        return _say(
+            f"stopped: {error.strerror or error}{where}\n"
+            "Everything finished is kept; try again when the cause is mended.",
+            EXIT_STOPPED,
+        )
     return EXIT_DONE
 
 

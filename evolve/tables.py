@@ -61,7 +61,7 @@ def closing_table(run: Run) -> RenderableType:
     # The best parent is the one to beat.
     for standing, difference in sorted(compared, key=lambda pair: pair[0] is not best_parent):
         if difference is not None:
-            lines.append(Text(f"The {_role(winner, finished=finished)}: {verdict(difference, standing)}"))
+            lines.append(Text(f"The {_role(winner, finished=finished)} {verdict(difference, standing)}"))
     if winner.standing is not None and winner.standing.value is not None:
         unbeaten = [s for s in others if s.value is not None and s.value >= winner.standing.value]
         lines += [Text(f"No merge scored above {s.kind} {_short(s.label)} on these prompts.", "bold") for s in unbeaten]
@@ -70,18 +70,18 @@ def closing_table(run: Run) -> RenderableType:
 
 
 def verdict(difference: Difference, other: Standing) -> str:
-    """Whether the winner is better than another model, or honestly that one cannot tell."""
+    """What the winner is beside another model: better, worse, or honestly not to be told from it."""
     name = f"{other.kind} {_short(other.label)}"
     interval = f"95% interval [{difference.low:.3f}, {difference.high:.3f}]"
     if difference.high < 0:
-        return f"worse than {name} by {-difference.mean:.3f}, {interval}."
+        return f"is worse than {name} by {-difference.mean:.3f}, {interval}."
     probability = f", probability {f'{difference.p_better:.3f}' if difference.p_better < 0.9995 else 'above 0.999'}"
     if other.kind == "finalist":
         probability = ""  # the winner is the better one of the pair because it was picked so
     if difference.low > 0:
-        return f"better than {name} by {difference.mean:.3f}, {interval}{probability}."
+        return f"is better than {name} by {difference.mean:.3f}, {interval}{probability}."
     return (
-        f"cannot tell it from {name}: difference {difference.mean:+.3f}, {interval}{probability}; "
+        f"cannot be told from {name}: difference {difference.mean:+.3f}, {interval}{probability}; "
         "more prompts might tell."
     )
 
