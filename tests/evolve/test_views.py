@@ -199,10 +199,10 @@ def test_the_closing_table_compares_with_the_best_parent_first(
 
     run.execute(landscape(run.transcripts, fitness=fitness))
     text = " ".join(plain(closing_table(run), width=400).split())
-    two, one = text.index("it from parent two"), text.index("parent one: difference")
-    assert two < one < text.index("it from baseline equal weights") < text.index("it from finalist")
-    assert text.index("probability 0.") < text.index("it from finalist")
-    assert "probability" not in text[text.index("it from finalist") :]
+    two, one = text.index("told from parent two"), text.index("parent one: difference")
+    assert two < one < text.index("told from baseline equal weights") < text.index("told from finalist")
+    assert text.index("probability 0.") < text.index("told from finalist")
+    assert "probability" not in text[text.index("told from finalist") :]
     assert "hold for all of them at once" in text
     assert "Optimism (search minus validation fitness of the winner): -0.110" in text
 
