@@ -143,7 +143,7 @@ def measure(root: Path, evaluations: int, layers: int) -> dict[str, Any]:
         f"first_{window}_ms_per_evaluation": round(1000 * early, 2),
         f"last_{window}_ms_per_evaluation": round(1000 * late, 2),
         "last_to_first": round(late / early, 3),
-        "memory_growth_mib": round((rss[-1] - rss[0]) / 2**20, 1),
+        "memory_growth_mib": round((max(rss) - rss[0]) / 2**20, 1),
         "show_seconds": shown,
         "resume_asks_after_seconds": round(resumed["asked_after"], 2),
         "evaluations_after_resume": resumed["asked"],
