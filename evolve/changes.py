@@ -81,10 +81,12 @@ def changed_settings(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any
     }
     for path, (was, wanted) in found.items():
         if path not in CHANGEABLE:
+            block = path.split(".")[0]
+            near = sorted(name for name in CHANGEABLE if name.split(".")[0] == block)
             raise ConfigError(
-                f"{path}: cannot be changed from {was!r} to {wanted!r} in a run that exists: "
-                f"{_REASONS[path.split('.')[0]]}. Start a new run, or leave it as it is. "
-                f"Can be changed: {', '.join(sorted(CHANGEABLE))}."
+                f"{path}: cannot be changed from {was!r} to {wanted!r} in a run that exists: {_REASONS[block]}. "
+                "Start a new run, or leave it as it is."
+                + (f" Of {block}, these can be changed: {', '.join(near)}." if near else "")
             )
     return found
 

@@ -38,6 +38,7 @@ class Driver:
 
     def __init__(self, x0: Sequence[float] | Genotype, *, sigma0: float, popsize: int, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
+        self._spare = np.random.default_rng([seed, 1])  # for draws that are not told
         self._popsize = popsize
         self._sigma0 = sigma0
         self._restarts = 0
@@ -83,8 +84,16 @@ class Driver:
         return [np.clip(np.asarray(x, dtype=np.float64), 0.0, 1.0) for x in self._es.ask()]
 
     def sample(self, count: int) -> list[Genotype]:
-        """``count`` more draws from the present distribution, not meant to be told."""
-        drawn = self._es.ask(number=count)
+        """``count`` more draws from the present distribution, not meant to be told.
+
+        They come from a random source of their own: the next population, should there be one after all, is neither
+        changed by them nor the same.
+        """
+        self._rng, own = self._spare, self._rng
+        try:
+            drawn = self._es.ask(number=count)
+        finally:
+            self._rng = own
         return [np.clip(np.asarray(x, dtype=np.float64), 0.0, 1.0) for x in drawn]
 
     def tell(self, genotypes: Sequence[Genotype], fitness: Sequence[float | None]) -> bool:

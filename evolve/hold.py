@@ -32,7 +32,9 @@ def held(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=_SECONDS)
     except Timeout:
-        raise StoreError(f"run {folder.name} is being driven by {_holder(note)}.") from None
+        raise StoreError(
+            f"run {folder.name} is being driven by {_holder(note)}. Watch it with: evolve show {folder.name}"
+        ) from None
     try:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         write_durably(note, json.dumps({"host": platform.node(), "pid": os.getpid(), "since": since}))

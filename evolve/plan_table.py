@@ -38,9 +38,11 @@ def plan_table(prepared: Prepared) -> RenderableType:
             else ""
         ),
     )
-    table.add_row("Parents and baselines", f"{plan.baselines}  on top: each answers search and validation prompts once")
+    table.add_row("Parents and baselines", f"{plan.baselines}  on top: each answers search and validation prompts")
     table.add_row(
-        "Finalists", f"{plan.finalists}  on top: the distribution mean and the best candidates, on validation prompts"
+        "Finalists",
+        f"{plan.finalists}  on top: the distribution mean{'' if plan.remainder else ' (on search prompts too)'} and "
+        "the best candidates, on validation prompts",
     )
     table.add_row(
         "All evaluations", f"{plan.total_evaluations}  on {prepared.workers} {prepared.spec.engine} worker(s)"

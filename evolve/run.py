@@ -186,10 +186,11 @@ class Run:
             StoreError: another driver holds the run.
         """
         from evolve.changes import cautions, changed_settings
-        from evolve.config import load_config
+        from evolve.config import parse_config, read_yaml
 
         with self._held():
-            config = load_config(self.folder / "config.yaml", overrides)
+            stored = read_yaml(self.folder / "config.yaml")
+            config = parse_config(stored, source=f"run {self.name}, --set", overrides=overrides)
             found = changed_settings(self.config, config)
             # Unsetting one of the two says nothing about how long the search should go on.
             found = {k: v for k, v in found.items() if not (k in _LENGTHS and v[1] is None)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
+from textwrap import shorten
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -16,6 +17,8 @@ from evolve.run import Run, resume_command
 from evolve.stopping import EXPLANATIONS
 from evolve.views import Ranked, against, ranking, stage_seconds, utilisation
 from fitness.intervals import Difference
+
+_CELL = 120  # characters of a reason in a table; the whole of it is in the JSON
 
 
 def runs_table(runs: list[Run]) -> Table:
@@ -56,7 +59,11 @@ def closing_table(run: Run) -> RenderableType:
             )
         )
     if winner.optimism is not None:
-        lines.append(Text(f"Optimism (search minus validation fitness of the winner): {winner.optimism:+.3f}."))
+        lines.append(
+            Text(
+                f"Optimism (search minus validation fitness of the winner; above 0: flattered): {winner.optimism:+.3f}."
+            )
+        )
     best_parent = max((s for s in others if s.kind == "parent"), key=_value, default=None)
     # The best parent is the one to beat.
     for standing, difference in sorted(compared, key=lambda pair: pair[0] is not best_parent):
@@ -75,15 +82,12 @@ def verdict(difference: Difference, other: Standing) -> str:
     interval = f"95% interval [{difference.low:.3f}, {difference.high:.3f}]"
     if difference.high < 0:
         return f"is worse than {name} by {-difference.mean:.3f}, {interval}."
-    probability = f", probability {f'{difference.p_better:.3f}' if difference.p_better < 0.9995 else 'above 0.999'}"
-    if other.kind == "finalist":
-        probability = ""  # the winner is the better one of the pair because it was picked so
     if difference.low > 0:
+        probability = f", probability {f'{difference.p_better:.3f}' if difference.p_better < 0.9995 else 'above 0.999'}"
+        if other.kind == "finalist":
+            probability = ""  # the winner is the better one of the pair because it was picked so
         return f"is better than {name} by {difference.mean:.3f}, {interval}{probability}."
-    return (
-        f"cannot be told from {name}: difference {difference.mean:+.3f}, {interval}{probability}; "
-        "more prompts might tell."
-    )
+    return f"cannot be told from {name}: difference {difference.mean:+.3f}, {interval}; more prompts might tell."
 
 
 def status_lines(run: Run) -> list[str]:
@@ -98,15 +102,15 @@ def status_lines(run: Run) -> list[str]:
         f"{run.name}: {run.status}"
         + (f" ({reason}: {explained})" if reason and explained != reason else f" ({reason})" if reason else ""),
         f"search: {len(rows)} of {plan.search_evaluations} evaluations, {len(failed)} failed; "
-        f"{len(run.store)} of {plan.total_evaluations} in all",
+        # Of an extended run nobody knows beforehand how many of its finalists will be finalists again.
+        + f"{len(run.store)}{'' if run.status == 'finished' else f' of {plan.total_evaluations}'} in all",
     ]
     means = stage_seconds(rows)
     if means:
         lines.append("seconds per evaluation: " + ", ".join(f"{stage} {value:.2f}" for stage, value in means.items()))
     workers = utilisation(run)
     if workers:
-        shares = (f"{one['worker']} {one['busy_share']:.0%}" for one in workers)
-        lines.append(f"workers busy: {', '.join(shares)}")
+        lines.append("busy: " + ", ".join(f"worker {one['worker']} {one['busy_share']:.0%}" for one in workers))
     for change in run.state.changes:
         lines.append(f"changed {change['at'][:16]}: {'; '.join(change_lines(change['settings']))}")
     lines.append(f"history: {run.folder}")
@@ -117,7 +121,8 @@ def status_lines(run: Run) -> list[str]:
 
 def change_lines(settings: Mapping[str, Sequence[Any]]) -> list[str]:
     """A line per changed setting: its dotted path, and the values before and after."""
-    return [f"{path}: {was} -> {now}" for path, (was, now) in settings.items()]
+    shown = {path: ["unset" if value is None else value for value in values] for path, values in settings.items()}
+    return [f"{path}: {was} -> {now}" for path, (was, now) in shown.items()]
 
 
 def history_table(rows: list[dict[str, Any]]) -> Table:
@@ -165,16 +170,17 @@ def line_of(row: Evaluation) -> str:
     seconds = ", ".join(f"{stage} {value:.1f}s" for stage, value in row.seconds.items())
     c, value = row.candidate, row.value
     outcome = f"fitness {value:.4f}" if value is not None else f"failed: {getattr(row.result, 'reason', '')}"
-    return f"{c.split:<10} {_short(c.label)}: {outcome} ({seconds})"
+    tried = f"; tried {1 + len(row.lost)} times, worker {row.lost[-1].worker} was replaced" if row.lost else ""
+    return f"{c.split:<10} {_short(c.label)}: {outcome} ({seconds}){tried}"
 
 
 def _failure(row: dict[str, Any]) -> str:
     if row["failure"]:
-        return f"{row['failure']['stage']}: {row['failure']['reason']}"
+        return shorten(f"{row['failure']['stage']}: {row['failure']['reason']}", _CELL)
     if not row["lost"]:
         return ""
     lost = "; ".join(f"worker {one['worker']}: {one['reason']}" for one in row["lost"])
-    return f"tried {row['attempts']} times: {lost}"
+    return shorten(f"tried {row['attempts']} times: {lost}", _CELL)
 
 
 def _value(standing: Standing) -> float:

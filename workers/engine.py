@@ -60,7 +60,7 @@ class WorkersConfig(BaseModel):
     """How often a candidate is tried, each time on another worker where possible, when workers die."""
     evaluation_timeout_seconds: float | None = Field(default=None, gt=0)
     """A worker that needs longer for one candidate is killed and replaced. Empty: no limit."""
-    split_prompts: int | None = Field(default=None, ge=1)
+    split_prompts: int | None = Field(default=None, ge=1, strict=True)
     """At the end of a generation, when no more candidates are left than workers, these are answered in pieces of at
     least so many prompts, which shrink with the work that is left, and free workers take pieces of the others'
     candidates. Empty: one worker answers all prompts of a candidate. Off by default, because a prompt in another batch

@@ -45,7 +45,7 @@ def test_what_can_be_changed_is_a_setting(make_config: MakeConfig) -> None:
 def test_a_change_of_the_past_is_refused_with_the_reason(
     path: str, value: Any, reason: str, make_config: MakeConfig
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"^{path}: cannot be changed.*{reason}.*Can be changed: budget"):
+    with pytest.raises(ConfigError, match=rf"^{path}: cannot be changed.*{reason}.*Start a new run"):
         changed_settings(make_config(), make_config(**{path: value}))
 
 
@@ -78,6 +78,7 @@ def test_an_extended_run_goes_on_as_if_its_budget_had_been_so_from_the_start(
     assert len(found) == again.state.plan.search_evaluations == 40
     assert set(small) <= set(found)
     assert len(evaluator.evaluated) == len(set(evaluator.evaluated))
+    assert len({genotype for _, genotype, _ in found}) == 40  # what was spent apart is not asked again
     # Told are the same generations as in the run that was large from the start; 4 were spent apart.
     in_generations = [row for row in found if int(row[0][-3:]) < 6]
     assert in_generations == searched(large)[: len(in_generations)]

@@ -96,7 +96,7 @@ def test_a_run_says_how_busy_its_workers_were(run: Run) -> None:
     assert [one["worker"] for one in utilisation(run)] == [0, 1]
     assert sum(one["busy_seconds"] for one in utilisation(run)) == pytest.approx(total * 0.5, abs=0.01)
     assert show_dict(run)["utilisation"] == utilisation(run)
-    assert any(line.startswith("workers busy: 0 2") for line in status_lines(run))
+    assert any(line.startswith("busy: worker 0 2") for line in status_lines(run))
 
 
 # --- history ----------------------------------------------------------------------------------------------------
@@ -201,17 +201,16 @@ def test_the_closing_table_compares_with_the_best_parent_first(
     text = " ".join(plain(closing_table(run), width=400).split())
     two, one = text.index("told from parent two"), text.index("parent one: difference")
     assert two < one < text.index("told from baseline equal weights") < text.index("told from finalist")
-    assert text.index("probability 0.") < text.index("told from finalist")
-    assert "probability" not in text[text.index("told from finalist") :]
+    assert "probability" not in text  # beside what cannot be told it would only confuse
     assert "hold for all of them at once" in text
-    assert "Optimism (search minus validation fitness of the winner): -0.110" in text
+    assert "Optimism (search minus validation fitness of the winner; above 0: flattered): -0.110" in text
 
 
 def test_changed_settings_are_shown(run: Run) -> None:
     run.change(["budget.max_fevals=40", "budget.max_hours=2"])
     lines = [line for line in status_lines(run) if line.startswith("changed ")]
     assert len(lines) == 1
-    assert "budget.max_fevals: 16 -> 40; budget.max_hours: None -> 2.0" in lines[0]
+    assert "budget.max_fevals: 16 -> 40; budget.max_hours: unset -> 2.0" in lines[0]
     assert show_dict(run)["changes"][0]["settings"]["budget.max_fevals"] == [16, 40]
 
 
