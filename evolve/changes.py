@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from evolve.budget import Plan, extend_plan
 from evolve.config import RunConfig
 from evolve.errors import ConfigError
+from evolve.evaluation import Summary
 
 # How long the search goes on, how it is watched, and where the work is done.
 CHANGEABLE = frozenset(
@@ -49,6 +51,9 @@ _CAUTIONS = {
     "fitness.judge.base_url": "scores before and after compare only if it is the same judge",
 }
 
+_LENGTHS = {"budget.max_fevals", "budget.generations"}
+OF_THE_PLAN = {*_LENGTHS, "finalists.top_k"}
+
 _ASKED = "what is recorded was asked and scored with it, and what follows could not be compared"
 _REASONS = {
     "genome": "the recorded genotypes would decode to other merges",
@@ -70,6 +75,8 @@ _REASONS = {
 def changed_settings(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """What differs: dotted path to (old, new) value.
 
+    Unsetting one of the two that say how long the search goes on says nothing, and is no change.
+
     Raises:
         ConfigError: a setting that would alter the past of the run.
     """
@@ -88,7 +95,44 @@ def changed_settings(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any
                 "Start a new run, or leave it as it is."
                 + (f" Of {block}, these can be changed: {', '.join(near)}." if near else "")
             )
-    return found
+    return {path: values for path, values in found.items() if not (path in _LENGTHS and values[1] is None)}
+
+
+def changed_plan(
+    plan: Plan,
+    config: RunConfig,
+    found: Collection[str],
+    *,
+    searched: Sequence[Summary],
+    finalists: int,
+) -> Plan:
+    """What a run will evaluate after a change.
+
+    Args:
+        plan: the present plan.
+        config: the config with the change.
+        found: paths of what was changed.
+        searched: what is recorded of the search.
+        finalists: evaluations of finalists that are recorded.
+
+    Raises:
+        ConfigError: less would remain than is recorded.
+    """
+    if not OF_THE_PLAN.intersection(found):
+        return plan
+    places = [(row.generation or 0, row.index or 0) for row in searched]
+    behind = [index for _, index in places if index >= plan.popsize]
+    begun = [generation for generation, index in places if index < plan.popsize]
+    return extend_plan(
+        plan,
+        max_fevals=config.budget.max_fevals if "budget.max_fevals" in found else None,
+        generations=config.budget.generations if "budget.generations" in found else None,
+        begun=max(begun, default=-1) + 1,
+        apart=len(behind),
+        apart_places=max(behind, default=plan.popsize - 1) + 1 - plan.popsize,
+        top_k=config.finalists.top_k,
+        finalists=finalists,
+    )
 
 
 def cautions(found: Mapping[str, tuple[Any, Any]]) -> list[str]:

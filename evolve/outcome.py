@@ -17,6 +17,7 @@ from fitness.aggregate import Fitness
 from fitness.prompts import Prompt
 from fitness.responses import Response
 from fitness.scores import Score
+from workers.disk import sync
 from workers.job import Job, Lost, Share
 from workers.recipe import Recipe
 
@@ -168,8 +169,4 @@ def write_durably(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     # The name is in the folder, and a power cut may lose that where the folder is not synced too.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from evolve.budget import Plan, extend_plan
 from evolve.environment import versions
 from evolve.errors import StoreError
 from evolve.hold import held, is_held
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from evolve.prepare import Prepared
 
 
-_LENGTHS = {"budget.max_fevals", "budget.generations"}
-_OF_THE_PLAN = {*_LENGTHS, "finalists.top_k"}
 # What a creation makes, in the order of its making, before there is a run.
 _OWN = ("driver.", "skeleton", ".skeleton-", "history.db", "transcripts", "config.yaml", f"{STATE_FILE}.tmp")
 
@@ -185,17 +182,21 @@ class Run:
             ConfigError: a value that is not allowed, or a change that would alter the past.
             StoreError: another driver holds the run.
         """
-        from evolve.changes import cautions, changed_settings
+        from evolve.changes import OF_THE_PLAN, cautions, changed_plan, changed_settings
         from evolve.config import parse_config, read_yaml
 
         with self._held():
             stored = read_yaml(self.folder / "config.yaml")
             config = parse_config(stored, source=f"run {self.name}, --set", overrides=overrides)
             found = changed_settings(self.config, config)
-            # Unsetting one of the two says nothing about how long the search should go on.
-            found = {k: v for k, v in found.items() if not (k in _LENGTHS and v[1] is None)}
-            plan = self._extended(config, found) if found.keys() & _OF_THE_PLAN else self.state.plan
-            if not found or (plan == self.state.plan and found.keys() <= _OF_THE_PLAN):
+            plan = changed_plan(
+                self.state.plan,
+                config,
+                found,
+                searched=self.store.summaries("search"),
+                finalists=len(self.store.summaries("finalist")),
+            )
+            if plan == self.state.plan and found.keys() <= OF_THE_PLAN:
                 return {}
             budget = config.budget.model_copy(
                 update={"max_fevals": plan.max_fevals, "popsize": plan.popsize, "generations": None}
@@ -216,22 +217,6 @@ class Run:
             )
             self._write_config(self.config.model_dump(mode="json"))
         return found
-
-    def _extended(self, config: RunConfig, found: Collection[str]) -> Plan:
-        plan = self.state.plan
-        rows = [row for row in self.store.summaries("search") if row.index is not None]
-        behind = [row.index for row in rows if row.index is not None and row.index >= plan.popsize]
-        generations = [row.generation or 0 for row in rows if row.index is not None and row.index < plan.popsize]
-        return extend_plan(
-            plan,
-            max_fevals=config.budget.max_fevals if "budget.max_fevals" in found else None,
-            generations=config.budget.generations if "budget.generations" in found else None,
-            begun=max(generations, default=-1) + 1,
-            apart=len(behind),
-            apart_places=max(behind, default=plan.popsize - 1) + 1 - plan.popsize,
-            top_k=config.finalists.top_k,
-            finalists=len(self.store.summaries("finalist")),
-        )
 
     def prepared(self) -> Prepared:
         """The checked config; checks it where that has not been done in this process.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from workers.checkpoint import INDEX_FILE, SINGLE_FILE
+from workers.disk import sync
 from workers.errors import ModelError
 from workers.merge import Merger
 from workers.recipe import Recipe
@@ -57,9 +57,9 @@ def export_model(
         for file in (*temporary.rglob("*"), temporary):
             if file.is_file():
                 file.chmod(0o644)  # safetensors writes for the owner alone
-            _sync(file)
+            sync(file)
         temporary.replace(out)
-        _sync(out.parent)
+        sync(out.parent)
     except SafetensorError as error:
         raise ModelError(f"{out.parent} cannot be written: {error}. Is the disk full?") from error
     finally:
@@ -97,14 +97,6 @@ def _write_weights(recipe: Recipe, merger: Merger, folder: Path, shard_bytes: in
         weight_map |= dict.fromkeys(names, file)
     content = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     (folder / INDEX_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _verify(recipe: Recipe, merger: Merger, folder: Path) -> None:

@@ -37,6 +37,18 @@ def finished(config: RunConfig, runs_dir: Path, name: str, landscape: Any, **how
     return run
 
 
+def cut_before_the_row_of(
+    key: str, config: RunConfig, runs_dir: Path, landscape: Any, *, stop_after: int
+) -> tuple[Run, Run]:
+    """A run left alone, and its twin, stopped and opened again, with a transcript whose row is missing."""
+    whole = finished(config, runs_dir, "whole", landscape)
+    run = Run.create(config, runs_dir=runs_dir, name="cut")
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(landscape(run.transcripts, stop_after=stop_after))
+    shutil.copy(whole.transcripts / f"{key}.jsonl", run.transcripts)
+    return whole, Run.open("cut", runs_dir=runs_dir)
+
+
 def essence(run: Run) -> list[tuple[Any, ...]]:
     """What two equal runs share: everything but times."""
     return [(r["key"], r["genotype"], r["recipe_hash"], r["fitness"], r["state"]) for r in history(run)]
@@ -124,16 +136,9 @@ def test_resuming_a_finished_run_changes_nothing(make_config: MakeConfig, landsc
 def test_a_complete_transcript_whose_row_is_missing_is_adopted(
     make_config: MakeConfig, landscape: Any, tmp_path: Path
 ) -> None:
-    config = make_config()
-    whole = finished(config, tmp_path, "whole", landscape)
-    run = Run.create(config, runs_dir=tmp_path, name="cut")
-    with pytest.raises(KeyboardInterrupt):
-        run.execute(landscape(run.transcripts, stop_after=5))
     key = "search-0000-002"
-    source = (whole.transcripts / f"{key}.jsonl").read_text()
-    (run.transcripts / f"{key}.jsonl").write_text(source)
-    again = Run.open("cut", runs_dir=tmp_path)
-    evaluator = landscape(run.transcripts)
+    whole, again = cut_before_the_row_of(key, make_config(), tmp_path, landscape, stop_after=5)
+    evaluator = landscape(again.transcripts)
     again.execute(evaluator)
     assert key not in evaluator.evaluated
     assert essence(again) == essence(whole)
@@ -500,16 +505,11 @@ def test_runs_are_listed_by_their_creation_whatever_was_changed_since(make_confi
 def test_a_generation_goes_on_with_what_it_was_asked_and_adopts_its_transcripts_after_a_drift(
     make_config: MakeConfig, landscape: Any, tmp_path: Path
 ) -> None:
-    config = make_config()
-    whole = finished(config, tmp_path, "whole", landscape)
-    run = Run.create(config, runs_dir=tmp_path, name="cut")
-    with pytest.raises(KeyboardInterrupt):
-        run.execute(landscape(run.transcripts, stop_after=11))  # 3 baselines, the first generation, 2 of the second
     key = "search-0001-002"
-    shutil.copy(whole.transcripts / f"{key}.jsonl", run.transcripts)  # died between transcript and row
-    again = Run.open("cut", runs_dir=tmp_path)
+    # After 3 baselines, the first generation, and 2 of the second.
+    whole, again = cut_before_the_row_of(key, make_config(), tmp_path, landscape, stop_after=11)
     again.config = make_config(**{"genome.parameters": {"weight": {"min": 0, "max": 1.5, "init": 0.5000001}}})
-    evaluator = landscape(run.transcripts)
+    evaluator = landscape(again.transcripts)
     again.execute(evaluator)
     assert key not in evaluator.evaluated
     same, other = ({r["key"]: r["genotype"] for r in history(one)} for one in (whole, again))
