@@ -24,11 +24,14 @@ from typing import Any
 import yaml
 
 from evolve.evaluator import Answering, EngineEvaluator
+from evolve.judging import Judging
 from evolve.resources import configs_dir
 from fitness.generation import PRESETS, Generation
+from fitness.judge_config import JudgeConfig
+from fitness.judges import build_judge
 from fitness.prompts import Message, Prompt
 from fitness.responses import Response
-from fitness.scorer import FitnessConfig, Scorer, build_scorer
+from fitness.scorer import FitnessConfig, check_scoring
 from workers.actor import Worker
 from workers.engine import Engine, EngineSpec
 from workers.job import Job, JobFailed, Split, Transcript
@@ -135,32 +138,38 @@ def busy_shares(pool: Pool, generations: int, candidates: int) -> list[float]:
     return [round(seconds / wall, 3) for seconds in busy]
 
 
-def make_scorer(url: str, prompts: Sequence[Prompt], at_once: int, folder: Path) -> Scorer:
+def start_judging(url: str, prompts: Sequence[Prompt], at_once: int, folder: Path) -> Judging:
     config = FitnessConfig.model_validate(
         {
             "terms": [{"metric": "judge", "rubric": "chat-quality"}],
-            "judge": {"base_url": url, "model": "sleeper", "max_concurrency": at_once},
+            "judge": {"base_url": url, "model": "sleeper", "max_concurrency": at_once, "cache": False},
         }
     )
-    return build_scorer(config, prompts=prompts, root=folder, rubrics_dir=configs_dir() / "rubrics")
+    scoring = check_scoring(config, prompts=prompts, root=folder, rubrics_dir=configs_dir() / "rubrics")
+    assert isinstance(config.judge, JudgeConfig)
+    assert scoring.rubric is not None
+    judge = build_judge(config.judge, scoring.rubric)
+    return Judging({"search": scoring.scorer(judge)}, {"fitness.judge": judge})
 
 
 def evaluate_seconds(pool: Answering, url: str, jobs: Sequence[Job], at_once: int, folder: Path) -> float:
     prompts = [Prompt(f"q{i}", (Message("user", f"question {i}"),), (), "search") for i in range(PROMPTS)]
-    scorer = make_scorer(url, prompts, at_once, folder)
-    evaluator = EngineEvaluator(pool, scorer, {"search": prompts}, transcripts=folder, min_scored_share=1.0)
+    judging = start_judging(url, prompts, at_once, folder)
+    evaluator = EngineEvaluator(pool, judging, {"search": prompts}, transcripts=folder, min_scored_share=1.0)
     try:
         started = time.monotonic()
         outcomes = list(evaluator.evaluate(iter(jobs)))
         assert len(outcomes) == len(jobs)
         return time.monotonic() - started
     finally:
-        evaluator.close()
+        judging.close()
 
 
 def start_judge() -> ThreadingHTTPServer:
     rubric: dict[str, Any] = yaml.safe_load((configs_dir() / "rubrics" / "chat-quality.yaml").read_text("utf-8"))
-    SleepingJudge.verdict = json.dumps({c["name"]: {"reason": "asleep", "score": 4} for c in rubric["criteria"]})
+    SleepingJudge.verdict = json.dumps(
+        {c["name"]: {"reason": "asleep", "score": 4} for c in rubric["criteria"] if "{answer_language}" not in str(c)}
+    )
     server = ThreadingHTTPServer(("127.0.0.1", 0), SleepingJudge)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -10,6 +10,29 @@ from evolve.config import RunConfig
 from evolve.errors import ConfigError
 from evolve.evaluation import Summary
 
+_OF_A_JUDGE = (
+    "base_url",
+    "api_key_env",
+    "max_retries",
+    "max_reply_retries",
+    "timeout_seconds",
+    "max_concurrency",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "price_per_million",
+    "price_per_million.input",
+    "price_per_million.output",
+    "price_per_million.cached_input",
+    "max_usd",
+    "max_calls",
+    "cache",
+    "gpus",
+    "gpu_memory_utilization",
+    "kv_cache_gib",
+    "start_timeout_seconds",
+    "batch",
+)
+
 # How long the search goes on, how it is watched, and where the work is done.
 CHANGEABLE = frozenset(
     {
@@ -21,12 +44,7 @@ CHANGEABLE = frozenset(
         "search.stagnation_generations",
         "search.max_failed_share",
         "finalists.top_k",
-        "fitness.judge.base_url",
-        "fitness.judge.api_key_env",
-        "fitness.judge.max_retries",
-        "fitness.judge.max_reply_retries",
-        "fitness.judge.timeout_seconds",
-        "fitness.judge.max_concurrency",
+        *(f"fitness.{judge}.{setting}" for judge in ("judge", "final_judge") for setting in _OF_A_JUDGE),
         "workers.count",
         "workers.tensor_parallel_size",
         "workers.gpus_per_worker",
@@ -49,6 +67,7 @@ _CAUTIONS = {
     "workers.enforce_eager": "last digits can differ from there on",
     "workers.split_prompts": "last digits can differ from there on",
     "fitness.judge.base_url": "scores before and after compare only if it is the same judge",
+    "fitness.final_judge.base_url": "scores before and after compare only if it is the same judge",
 }
 
 _LENGTHS = {"budget.max_fevals", "budget.generations"}

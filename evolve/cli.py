@@ -15,7 +15,8 @@ import typer
 from rich.console import Console
 
 from evolve.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_MISTAKE, RunStopped
-from fitness.errors import UserMistake
+from evolve.judge_cli import judge_app
+from fitness.errors import JudgeStopped, UserMistake
 
 if TYPE_CHECKING:
     from evolve.run import Run
@@ -27,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(judge_app)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
 RunName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the run.")]
@@ -44,13 +46,14 @@ def plan(config: ConfigFile, overrides: Overrides = None, as_json: Json = False)
     import tempfile
 
     from evolve.config import load_config
+    from evolve.judge_costs import estimates
     from evolve.plan_table import plan_table
     from evolve.prepare import prepare
 
     with tempfile.TemporaryDirectory() as work_dir:
         prepared = prepare(load_config(config, overrides or ()), Path(work_dir))
         if as_json:
-            _print_json(prepared.plan.to_dict())
+            _print_json({**prepared.plan.to_dict(), "judges": [one.to_dict() for one in estimates(prepared)]})
         else:
             Console().print(plan_table(prepared))
 
@@ -224,6 +227,8 @@ def _main(arguments: list[str]) -> int:
         return _say(f"error: {error}", EXIT_USER_MISTAKE)
     except RunStopped as error:
         return _say(f"stopped: {error}\nEverything finished is kept; resume when the cause is mended.", EXIT_STOPPED)
+    except JudgeStopped as error:
+        return _say(f"stopped: {error}", EXIT_STOPPED)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:

@@ -131,6 +131,8 @@ class Summary:
         key, kind, split, generation, index: as of its candidate.
         recipe_hash: identity of what was merged.
         value: fitness, ``None`` where it failed.
+        chars: mean length of its answers, ``None`` where it failed.
+        length_correlation: rank correlation of score and length over its answers, ``None`` where there is none.
         seconds: wall seconds by stage.
         shares: which workers did it, and when.
     """
@@ -142,5 +144,7 @@ class Summary:
     index: int | None
     recipe_hash: str
     value: float | None
+    chars: float | None
+    length_correlation: float | None
     seconds: Mapping[str, float]
     shares: tuple[Share, ...]

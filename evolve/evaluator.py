@@ -5,7 +5,6 @@ Scoring is an asynchronous stage of its own after the workers, so that a judge n
 
 from __future__ import annotations
 
-import asyncio
 import math
 import queue
 import threading
@@ -14,12 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from evolve.judging import Judging
 from evolve.outcome import Failed, Outcome, write_transcript
 from fitness.aggregate import Fitness, aggregate
 from fitness.errors import ScoringFailed
 from fitness.prompts import Prompt
 from fitness.responses import Response
-from fitness.scorer import Scorer
 from fitness.scores import Score
 from workers.job import Job, JobFailed, Split, Transcript
 
@@ -55,7 +54,7 @@ class EngineEvaluator:
 
     Args:
         pool: a started pool.
-        scorer: what scores an answer.
+        judging: what scores answers, in the background.
         prompts: per split, in the order in which workers answer them.
         transcripts: folder for the transcript files.
         min_scored_share: fewest scored answers, as a share, for a fitness to mean something.
@@ -64,26 +63,31 @@ class EngineEvaluator:
     def __init__(
         self,
         pool: Answering,
-        scorer: Scorer,
+        judging: Judging,
         prompts: Mapping[Split, Sequence[Prompt]],
         *,
         transcripts: Path,
         min_scored_share: float,
     ) -> None:
         self._pool = pool
-        self._scorer = scorer
+        self._judging = judging
         self._prompts = prompts
         self._folder = transcripts
         self._min_scored_share = min_scored_share
         self._cancelled = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._scoring = threading.Thread(target=self._loop.run_forever, name="scoring", daemon=True)
-        self._scoring.start()
+
+    @property
+    def answers_as(self) -> Mapping[str, str]:
+        """By the dotted path of each judge's settings the name under which it answers."""
+        return self._judging.answers_as
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """Outcomes in the order they finish; each transcript is on disk before its outcome is yielded.
 
         Jobs are taken from the iterable as workers become free, in the workers' threads.
+
+        Raises:
+            JudgeStopped: the judge cannot or may not be asked any more.
         """
         done: queue.Queue[Outcome | BaseException | int] = queue.Queue()
 
@@ -92,7 +96,7 @@ class EngineEvaluator:
             try:
                 for result in self._pool.run(jobs):
                     answered += 1
-                    scored = asyncio.run_coroutine_threadsafe(self._finish(result), self._loop)
+                    scored = self._judging.submit(self._finish(result))
                     scored.add_done_callback(lambda f: done.put(f.exception() or f.result()))
                 done.put(answered)
             except BaseException as error:  # a dead background task must end the run loudly
@@ -120,12 +124,6 @@ class EngineEvaluator:
         self._cancelled.set()
         self._pool.cancel()
 
-    def close(self) -> None:
-        """Stop scoring. The pool is its owner's to close."""
-        asyncio.run_coroutine_threadsafe(self._scorer.close(), self._loop).result(timeout=10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._scoring.join(timeout=10)
-
     async def _finish(self, answered: Transcript | JobFailed) -> Outcome:
         job = answered.job
         seconds = dict(answered.seconds)
@@ -136,7 +134,7 @@ class EngineEvaluator:
         else:
             prompts = [*self._prompts[job.split]] * job.repeats
             started = time.monotonic()
-            scores = await self._scorer.score(prompts, answered.responses)
+            scores = await self._judging.scorers[job.split].score(prompts, answered.responses)
             seconds["judge"] = time.monotonic() - started
             answers = list(zip(prompts, answered.responses, scores, strict=True))
             try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 
 from evolve.driver import Driver
@@ -23,7 +24,7 @@ from evolve.run import Run
 from evolve.search import Searched, search
 from evolve.state import Status
 from evolve.stopping import StopConditions
-from fitness.errors import UserMistake
+from fitness.errors import JudgeStopped, UserMistake
 from workers.errors import WorkersLost
 
 
@@ -55,6 +56,9 @@ def execute(run: Run, evaluator: Evaluator | None, progress: Progress, interrupt
     except (UserMistake, RunStopped) as error:
         _end(run, "failed", str(error))
         raise
+    except JudgeStopped as error:
+        _end(run, "interrupted", str(error))
+        raise RunStopped(str(error)) from error
     except WorkersLost as error:
         _end(run, "failed", str(error))
         raise RunStopped(str(error)) from error
@@ -91,10 +95,11 @@ class _Lender:
 
     def __call__(self) -> Evaluator:
         if self._evaluator is None:
-            self._progress.stage(f"starting {self._prepared.workers} {self._prepared.spec.engine} worker(s)")
             begun = time.monotonic()
-            self._evaluator = self._stack.enter_context(started(self._prepared, self._run.transcripts))
+            evaluator = self._stack.enter_context(started(self._prepared, self._run.folder, self._progress.stage))
             self.seconds = time.monotonic() - begun
+            self._evaluator = evaluator
+            _remember_judges(self._run, evaluator.answers_as, self._progress)
         return self._evaluator
 
     def cancel(self) -> None:
@@ -191,3 +196,18 @@ def _warn_of_drift(run: Run, gap: float, progress: Progress) -> None:
     if text not in run.state.warnings:
         progress.warn(f"{text} The largest difference so far is {gap:.2g}.")
         run.save(warnings=(*run.state.warnings, text))
+
+
+def _remember_judges(run: Run, answers_as: Mapping[str, str], progress: Progress) -> None:
+    """Who judged first; a name such as gpt-4o-mini can come to mean another model in the middle of a run."""
+    known = run.state.judges
+    for setting, model in answers_as.items():
+        if known.get(setting, model) != model:
+            text = (
+                f"{setting}: its server answered as {known[setting]} when the run began, and as {model} now. Scores "
+                "before and after are those of two judges."
+            )
+            progress.warn(text)
+            run.save(warnings=tuple(dict.fromkeys([*run.state.warnings, text])))
+    if answers_as.keys() - known.keys():
+        run.save(judges={**answers_as, **known})

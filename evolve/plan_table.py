@@ -8,9 +8,18 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from evolve.judge_costs import answers_of, estimates
+from evolve.judging import cautions_of
+
 if TYPE_CHECKING:
     from evolve.config import RunConfig
     from evolve.prepare import Prepared
+
+
+_JUDGED = (
+    "Judging is counted as if every answer were as long as it may be and new to the judge. Identical answers, and "
+    "those that any run has had judged before, cost nothing; what failed or broke the protocol is asked again."
+)
 
 
 def plan_table(prepared: Prepared) -> RenderableType:
@@ -48,6 +57,9 @@ def plan_table(prepared: Prepared) -> RenderableType:
         "All evaluations", f"{plan.total_evaluations}  on {prepared.workers} {prepared.spec.engine} worker(s)"
     )
     table.add_row("Answers", _answers(prepared))
+    judged = estimates(prepared)
+    for one in judged:
+        table.add_row("Judge of the finals" if one.setting == "fitness.final_judge" else "Judge", str(one))
     table.add_row("Against noise", "; ".join(_noise_handling(prepared)))
     table.add_row(
         "Prompts", f"{len(prepared.prompts['search'])} search, {len(prepared.prompts['validation'])} validation"
@@ -58,7 +70,8 @@ def plan_table(prepared: Prepared) -> RenderableType:
         f"max-fevals is a hard cap on them: never more than {plan.max_fevals}. "
         "Parents and finalists are counted on lines of their own.",
         "It stops when " + ", or when ".join(_stops(config)) + ". The reason is recorded by name.",
-        *(f"Note: {note}" for note in prepared.genome.notes),
+        *([_JUDGED] if judged else []),
+        *(f"Note: {note}" for note in (*prepared.genome.notes, *cautions_of(config))),
     ]
     return Group(table, *(Text(line) for line in text))
 
@@ -74,17 +87,9 @@ def _popsize_reason(config: RunConfig, workers: int) -> str:
 
 
 def _answers(prepared: Prepared) -> str:
-    """How much is generated and judged, for an estimate of time and cost."""
-    plan, config = prepared.plan, prepared.config
-    of_mean = 0 if plan.remainder else 1  # without a remainder the mean answers the search prompts at the end
-    searched = plan.search_evaluations + plan.baselines // 2 + of_mean
-    validated = plan.baselines // 2 + plan.finalists - of_mean
-    answers = searched * config.search.repeats * len(prepared.prompts["search"])
-    answers += validated * config.finalist_repeats * len(prepared.prompts["validation"])
-    text = f"about {answers}, each of at most {prepared.generation.max_new_tokens} tokens"
-    if config.fitness.judge is not None:
-        text += f"; {answers * config.fitness.judge.samples} requests to the judge {config.fitness.judge.model}"
-    return text
+    """How much is generated, for an estimate of time."""
+    answers = sum(answers_of(prepared).values())
+    return f"about {answers}, each of at most {prepared.generation.max_new_tokens} tokens"
 
 
 def _noise_handling(prepared: Prepared) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,15 @@ from evolve.errors import ConfigError
 from evolve.evaluation import Candidate, Kind
 from evolve.evaluator import EngineEvaluator
 from evolve.genome import Genome
+from evolve.judging import check_judges, gpus_of, judges_of, judging, rivals_of
 from evolve.methods import RANDOM_MASKS
 from evolve.resources import cache_dir, configs_dir
+from evolve.state import SPENDING_FILE
 from fitness.chat import read_template
 from fitness.generation import Generation, resolve_generation
 from fitness.prompts import Prompt, load_prompts
-from fitness.scorer import Scorer, build_scorer
+from fitness.responses import Response
+from fitness.scorer import Scoring, check_scoring
 from workers.engine import EngineSpec, count_workers, make_spec
 from workers.job import Split
 from workers.merge import Merger
@@ -52,6 +55,8 @@ class Prepared:
         plan: what will be evaluated.
         baselines: parents, equal weights and listed recipes, on both splits, in the order of evaluation.
         prompts: per split.
+        scoring: how answers are scored.
+        rivals: by the dotted path of a judge's settings, the fixed answers that it compares with.
         tokens: per split, (prompt id, token ids) in the same order.
         generation: how answers are decoded.
         spec: what each worker starts.
@@ -66,6 +71,8 @@ class Prepared:
     plan: Plan
     baselines: Sequence[Candidate]
     prompts: Mapping[Split, Sequence[Prompt]]
+    scoring: Scoring
+    rivals: Mapping[str, Mapping[str, Response]]
     tokens: Mapping[Split, Sequence[tuple[str, list[int]]]]
     generation: Generation
     spec: EngineSpec
@@ -94,7 +101,9 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
             )
     prompts = load_prompts(config.prompts, root=root)
     by_split = {split: [p for p in prompts if p.split == split] for split in SPLITS}
-    rubric = _scorer(config, prompts).rubric_version
+    scoring = check_scoring(config.fitness, prompts=prompts, root=root, rubrics_dir=configs_dir() / "rubrics")
+    local_judges = check_judges(config)
+    rivals = rivals_of(config, by_split)
     template = read_template(config.chat.template, root=root, shipped=configs_dir() / "templates")
     recipes = baseline_recipes(config)
 
@@ -130,7 +139,7 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
         seed=config.seed,
     )
     baselines = _baselines(config, genome, recipes, out_dtype)
-    workers = count_workers(config.workers)
+    workers = count_workers(config.workers, reserved_gpus=sum(gpus_of(one) for one in judges_of(config).values()))
     plan = plan or make_plan(
         dimensions=genome.dimensions,
         budget=config.budget,
@@ -147,13 +156,24 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
         plan=plan,
         baselines=baselines,
         prompts=by_split,
+        scoring=scoring,
+        rivals=rivals,
         tokens=tokens,
         generation=generation,
         spec=spec,
         workers=workers,
         fingerprints={
             "models": fingerprint(parents.values()),
-            "questions": _digest((prompts, [tokens[split] for split in SPLITS], generation, rubric)),
+            "questions": _digest(
+                (
+                    prompts,
+                    [tokens[split] for split in SPLITS],
+                    generation,
+                    scoring.rubric and scoring.rubric.version,
+                    local_judges,
+                    rivals,
+                )
+            ),
         },
     )
 
@@ -206,10 +226,35 @@ def baseline_recipes(config: RunConfig) -> list[Recipe]:
 
 
 @contextmanager
-def started(prepared: Prepared, transcripts: Path) -> Iterator[EngineEvaluator]:
-    """Start the workers, lend the evaluator, and leave nothing running afterwards."""
+def started(prepared: Prepared, folder: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[EngineEvaluator]:
+    """Ask the judges whether they can be asked, start the workers, lend the evaluator, and leave nothing running.
+
+    Args:
+        prepared: the checked config.
+        folder: the run's.
+        say: tells the user what is being done.
+
+    Raises:
+        JudgeStopped: a judge cannot be asked; no worker was started.
+    """
+    config = prepared.config
+    with (
+        judging(config, prepared.scoring, prepared.rivals, spending=folder / SPENDING_FILE, say=say) as judges,
+        _pool(prepared, say) as pool,
+    ):
+        yield EngineEvaluator(
+            pool,
+            judges,
+            prepared.prompts,
+            transcripts=folder / "transcripts",
+            min_scored_share=config.fitness.min_scored_share,
+        )
+
+
+def _pool(prepared: Prepared, say: Callable[[str], None]) -> Pool:
     settings = prepared.config.workers
-    with Pool(
+    say(f"starting {prepared.workers} {prepared.spec.engine} worker(s)")
+    return Pool(
         prepared.spec,
         prepared.tokens,
         prepared.generation,
@@ -221,28 +266,13 @@ def started(prepared: Prepared, transcripts: Path) -> Iterator[EngineEvaluator]:
         start_timeout_seconds=settings.start_timeout_seconds,
         ray_address=settings.ray_address,
         split_prompts=settings.split_prompts,
-    ) as pool:
-        evaluator = EngineEvaluator(
-            pool,
-            _scorer(prepared.config, [p for split in SPLITS for p in prepared.prompts[split]]),
-            prepared.prompts,
-            transcripts=transcripts,
-            min_scored_share=prepared.config.fitness.min_scored_share,
-        )
-        try:
-            yield evaluator
-        finally:
-            evaluator.close()
+    )
 
 
 def _tokens(skeleton: Path, prompts: Sequence[Prompt], template: str | None) -> list[tuple[str, list[int]]]:
     conversations = [[{"role": m.role, "content": m.content} for m in prompt.messages] for prompt in prompts]
     ids = tokenise(skeleton, conversations, chat_template=template)
     return [(prompt.id, tokens) for prompt, tokens in zip(prompts, ids, strict=True)]
-
-
-def _scorer(config: RunConfig, prompts: Sequence[Prompt]) -> Scorer:
-    return build_scorer(config.fitness, prompts=prompts, root=config.root, rubrics_dir=configs_dir() / "rubrics")
 
 
 def _digest(content: object) -> str:

@@ -12,7 +12,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def configs_dir() -> Path:
-    """The folder with ``demo``, ``examples``, ``rubrics`` and ``templates``."""
+    """The folder with ``attacks``, ``demo``, ``examples``, ``pages``, ``prompts``, ``rubrics`` and ``templates``."""
     inside = _PACKAGE / "configs"
     return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 

@@ -75,6 +75,7 @@ class Run:
         Raises:
             UserMistake: the config cannot work, or the name is taken.
         """
+        from evolve.judging import cautions_of
         from evolve.prepare import prepare
 
         name = name or f"{config.genome.merge_method}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
@@ -101,8 +102,9 @@ class Run:
                     sittings=(),
                     changes=(),
                     versions=versions(),
-                    warnings=(),
+                    warnings=tuple(cautions_of(config)),
                     fingerprints=dict(prepared.fingerprints),
+                    judges={},
                     score_bounds=config.fitness.score_bounds,
                     created=datetime.now(UTC).isoformat(),
                 )

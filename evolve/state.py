@@ -12,6 +12,7 @@ from evolve.outcome import write_durably
 
 Status = Literal["running", "finished", "interrupted", "failed"]
 STATE_FILE = "run.json"
+SPENDING_FILE = "spending.db"  # what the judges cost
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class State:
         warnings: what a reader of the results should know.
         fingerprints: of what must not change in mid-run, when the run was created: ``questions`` (prompts, chat
             template, tokenizer, generation settings, rubric) and ``models`` (the parents' weights).
+        judges: by the dotted path of their settings, the names under which the judges answered when they were first
+            asked.
         score_bounds: least and greatest score that an answer can have.
         created: UTC, ISO 8601.
     """
@@ -42,6 +45,7 @@ class State:
     versions: dict[str, str]
     warnings: tuple[str, ...]
     fingerprints: dict[str, str]
+    judges: dict[str, str]
     score_bounds: tuple[float, float]
     created: str
 

@@ -241,6 +241,7 @@ def _names(name: str) -> tuple[str, str]:
 
 def _summary(data: Mapping[str, Any]) -> Summary:
     """From the plain data of a row; words that every row has are kept once."""
+    fitness = data["result"].get("fitness")
     return Summary(
         key=data["key"],
         kind=intern(data["kind"]),  # type: ignore[arg-type]
@@ -248,7 +249,9 @@ def _summary(data: Mapping[str, Any]) -> Summary:
         generation=data["generation"],
         index=data["index"],
         recipe_hash=data["recipe_hash"],
-        value=data["result"]["fitness"]["value"] if "fitness" in data["result"] else None,
+        value=fitness["value"] if fitness else None,
+        chars=fitness["parts"].get("observed.chars") if fitness else None,
+        length_correlation=fitness["length_correlation"] if fitness else None,
         seconds={intern(stage): seconds for stage, seconds in data["seconds"].items()},
         shares=tuple(Share(**share) for share in data["shares"]),
     )

@@ -15,7 +15,8 @@ from evolve.evaluation import Evaluation
 from evolve.finals import Standing
 from evolve.run import Run, resume_command
 from evolve.stopping import EXPLANATIONS
-from evolve.views import Ranked, against, ranking, stage_seconds, utilisation
+from evolve.usage import judges, length_preference, stage_seconds, utilisation
+from evolve.views import Ranked, against, ranking
 from fitness.intervals import Difference
 
 _CELL = 120  # characters of a reason in a table; the whole of it is in the JSON
@@ -58,7 +59,7 @@ def closing_table(run: Run) -> RenderableType:
                 "winner's lead are widened to hold for all of them at once (Bonferroni)."
             )
         )
-    if winner.optimism is not None:
+    if winner.optimism is not None and "fitness.final_judge" not in run.state.judges:
         lines.append(
             Text(
                 f"Optimism (search minus validation fitness of the winner; above 0: flattered): {winner.optimism:+.3f}."
@@ -111,12 +112,28 @@ def status_lines(run: Run) -> list[str]:
     workers = utilisation(run)
     if workers:
         lines.append("busy: " + ", ".join(f"worker {one['worker']} {one['busy_share']:.0%}" for one in workers))
+    lines += [_judge_line(one) for one in judges(run)]
+    lines += _length_lines(length_preference(run))
     for change in run.state.changes:
         lines.append(f"changed {change['at'][:16]}: {'; '.join(change_lines(change['settings']))}")
     lines.append(f"history: {run.folder}")
     if run.status in ("interrupted", "failed"):
         lines.append(f"go on with: {resume_command(run)}")
     return lines
+
+
+def _judge_line(judge: Mapping[str, Any]) -> str:
+    cost = f", ${judge['usd']:.4f}" if judge["usd"] else ""
+    return (
+        f"judge {judge['answers_as']}: {judge['calls']} calls, {judge['cached']} verdicts from the cache, "
+        f"{judge['prompt_tokens']} + {judge['completion_tokens']} tokens{cost}"
+    )
+
+
+def _length_lines(found: Mapping[str, float | None]) -> list[str]:
+    named = {"within": "among the answers of one model", "between": "among the candidates"}
+    parts = [f"{value:+.2f} {named[name]}" for name, value in found.items() if value is not None]
+    return [f"score and length (rank correlation): {', '.join(parts)}"] if parts else []
 
 
 def change_lines(settings: Mapping[str, Sequence[Any]]) -> list[str]:

@@ -6,9 +6,7 @@ shown whole is decoded.
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, overload
 
@@ -16,12 +14,11 @@ from evolve.evaluation import Evaluation, Summary
 from evolve.finals import Standing, compare, leaders, standings
 from evolve.outcome import Failed
 from evolve.run import Run
+from evolve.usage import STAGES, judges, length_preference, utilisation
 from fitness.intervals import Difference
-from workers.job import Share
 from workers.recipe import Recipe
 
 _PHASES = {"parent": 0, "baseline": 0, "search": 1, "finalist": 2}
-_STAGES = ("merge", "generate", "judge")
 
 
 @dataclass(frozen=True)
@@ -155,6 +152,8 @@ def show_dict(run: Run) -> dict[str, Any]:
         "parents": [data for kind, data in entries if kind == "parent"],
         "baselines": [data for kind, data in entries if kind == "baseline"],
         "utilisation": utilisation(run),
+        "length": length_preference(run),
+        "judges": judges(run),
         "changes": list(run.state.changes),
         "warnings": list(run.state.warnings),
         "versions": run.state.versions,
@@ -185,7 +184,7 @@ def history(run: Run) -> list[dict[str, Any]]:
             "parts": dict(row.fitness.parts) if row.fitness else {},
             "genotype": None if row.candidate.genotype is None else list(row.candidate.genotype),
             "recipe_hash": row.candidate.recipe.hash,
-            "seconds": {stage: row.seconds.get(stage) for stage in _STAGES},
+            "seconds": {stage: row.seconds.get(stage) for stage in STAGES},
             "workers": sorted({share.worker for share in row.shares}),
             "shares": len(row.shares),
             "attempts": 1 + len(row.lost),
@@ -196,55 +195,6 @@ def history(run: Run) -> list[dict[str, Any]]:
         }
         for number, row in enumerate(rows)
     ]
-
-
-def stage_seconds(rows: Sequence[Evaluation] | Sequence[Summary]) -> dict[str, float]:
-    """Mean seconds per evaluation by stage."""
-    return {s: math.fsum(row.seconds.get(s, 0.0) for row in rows) / len(rows) for s in _STAGES} if rows else {}
-
-
-def utilisation(run: Run) -> list[dict[str, Any]]:
-    """How busy each worker was while the run was worked on: ``{worker, busy_seconds, busy_share}``."""
-    return busy((share for row in run.store.summaries() for share in row.shares), run.state.sittings)
-
-
-def busy(shares: Iterable[Share], sittings: Sequence[float]) -> list[dict[str, Any]]:
-    """Busy seconds of each worker that finished something, and their share of the time that was worked.
-
-    Attempts that were lost with their worker count as idle.
-
-    A sitting is worked from the start of its first share to the end of its last, whoever did them; starting engines
-    is before that and does not count, waiting for a judge or for the last of a generation is within.
-
-    Args:
-        shares: all that was done.
-        sittings: when each sitting began, in Unix seconds, ascending.
-
-    Returns:
-        ``{"worker": index, "busy_seconds": ..., "busy_share": ...}``, the share in [0, 1], by index.
-    """
-    done: dict[int, list[Share]] = {}
-    for share in shares:
-        done.setdefault(bisect_right(sittings, share.started), []).append(share)
-    window, seconds = 0.0, {share.worker: 0.0 for sitting in done.values() for share in sitting}
-    for sitting in done.values():
-        window += max(share.started + share.seconds for share in sitting) - min(share.started for share in sitting)
-        for worker in seconds:
-            seconds[worker] += _covered(share for share in sitting if share.worker == worker)
-    return [
-        {"worker": worker, "busy_seconds": spent, "busy_share": min(1.0, spent / window) if window > 0 else 0.0}
-        for worker, spent in sorted(seconds.items())
-    ]
-
-
-def _covered(shares: Iterable[Share]) -> float:
-    """Seconds in which at least one of them was under way; a clock that was set back may let them overlap."""
-    total, until = 0.0, -math.inf
-    for share in sorted(shares, key=lambda share: share.started):
-        end = share.started + share.seconds
-        total += max(0.0, end - max(until, share.started))
-        until = max(until, end)
-    return total
 
 
 def _standings(run: Run, kind: str) -> list[Standing]:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scipy import stats
+
 from fitness.errors import ScoringFailed
 from fitness.scores import Score, Unscored
 
@@ -28,6 +30,8 @@ class Fitness:
         parts: means, each over the prompts with answers that have that number: the terms by name,
             ``<term>.<inner>`` for what is inside them, and ``observed.<quantity>`` for what is recorded of
             every answer.
+        length_correlation: Spearman's rank correlation of score and number of characters over the answers; ``None``
+            where all are equally long, or equally good.
     """
 
     value: float
@@ -35,6 +39,7 @@ class Fitness:
     scored: int
     total: int
     parts: Mapping[str, float]
+    length_correlation: float | None = None
 
     def __post_init__(self) -> None:
         """Refuses what is not a number, so that no NaN reaches the search."""
@@ -50,6 +55,7 @@ class Fitness:
             "scored": self.scored,
             "total": self.total,
             "parts": dict(self.parts),
+            "length_correlation": self.length_correlation,
         }
 
     @classmethod
@@ -61,6 +67,7 @@ class Fitness:
             scored=data["scored"],
             total=data["total"],
             parts=dict(data["parts"]),
+            length_correlation=data["length_correlation"],
         )
 
 
@@ -95,7 +102,20 @@ def aggregate(scores: Sequence[Score], *, min_scored_share: float) -> Fitness:
             columns.setdefault(name, []).append((score.prompt_id, number))
     means = {name: list(prompt_means(column).values()) for name, column in columns.items()}
     parts = {name: _mean(numbers) for name, numbers in means.items() if numbers}
-    return Fitness(mean, stderr, scored, len(scores), parts)
+    return Fitness(mean, stderr, scored, len(scores), parts, length_correlation(scores))
+
+
+def length_correlation(scores: Iterable[Score]) -> float | None:
+    """Spearman's rank correlation of score and length in characters; ``None`` where one of them does not vary."""
+    pairs = [
+        (one.value, one.observed["chars"])
+        for one in scores
+        if "chars" in one.observed and not isinstance(one.value, Unscored)
+    ]
+    values, chars = {value for value, _ in pairs}, {length for _, length in pairs}
+    if len(pairs) < 3 or len(values) < 2 or len(chars) < 2:
+        return None
+    return float(stats.spearmanr(pairs).statistic)
 
 
 def prompt_means(numbers: Iterable[tuple[str, float | Unscored]]) -> dict[str, float]:

@@ -87,12 +87,12 @@ def _step(part: int | str) -> str:
 def _unwrapped(annotation: Any) -> Iterator[Any]:
     """The members of a union, ``None`` left out; anything else is itself."""
     plain = _plain(annotation)
-    if get_origin(plain) in (Union, types.UnionType):
-        for member in get_args(plain):
-            if member is not type(None):
-                yield from _unwrapped(member) if _plain(member) is member else [member]
-    else:
-        yield annotation
+    if get_origin(plain) not in (Union, types.UnionType):
+        yield annotation  # with its tag, where it has one
+        return
+    for member in get_args(plain):
+        if member is not type(None):
+            yield from _unwrapped(member)
 
 
 def _plain(annotation: Any) -> Any:

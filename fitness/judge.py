@@ -1,237 +1,260 @@
-"""A judge behind OpenAI's chat completions API, at OpenAI or any server that speaks it.
+"""A judge: grades answers by one rubric, and never says more than it was told.
 
-One request per answer for all criteria of the rubric. Whatever goes wrong, an answer is either judged by a reply
-that kept to the protocol or :class:`fitness.scores.Unscored`; there is no default score.
+Whatever goes wrong, an answer is either judged by replies that kept to the protocol or
+:class:`fitness.scores.Unscored`; there is no default score.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import os
 from collections.abc import Mapping
-from typing import Any, cast
-from urllib.parse import urlsplit
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import openai
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from fitness.errors import ScoringSetupError
-from fitness.judge_protocol import ProtocolError, judge_messages, read_reply, reply_schema
-from fitness.prompts import Prompt
+from fitness.endpoint import Endpoint, NoReply
+from fitness.errors import JudgeStopped
+from fitness.expected import NoDistribution, expected_scores
+from fitness.judge_protocol import Messages, ProtocolError, Question, comparison, correction, grading
+from fitness.prompts import Message, Prompt
 from fitness.responses import Response
 from fitness.rubric import Rubric
 from fitness.scores import CriterionScore, Unscored, Verdict
+from fitness.spending import Spent
+from fitness.verdict_cache import VerdictCache, key_of
 
-__all__ = ["CriterionScore", "Judge", "JudgeConfig", "Unscored", "Verdict", "build_judge"]
+_LONGEST_REPLY_CHARS = 4_000  # of a reply that is kept with an unscored answer
+_CLOSING_SECONDS = 8.0  # for calls that are paid for already
 
-_OPENAI_URL = "https://api.openai.com/v1"
-
-# The longest Retry-After that the client obeys; it gives up on longer ones.
-_LONGEST_PAUSE_SECONDS = 120.0
-
-_LONGEST_REASON_CHARS = 300
+_PROBE = Prompt("probe", (Message("user", "What colour is the sky on a clear day?"),), ("blue",), "search")
+_PROBE_ANSWERS = (Response("probe", "It is blue.", 4, "stop"), Response("probe", "It is green.", 4, "stop"))
 
 
-class JudgeConfig(BaseModel):
-    """Who judges, and how it is reached."""
+class Judge(Protocol):
+    """Whoever can grade answers by a rubric."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    @property
+    def rubric(self) -> Rubric:
+        """What is asked of an answer."""
+        ...
 
-    base_url: str | None = Field(default=None, pattern=r"^https?://")
-    """Address of the API, such as ``http://localhost:8000/v1``; none: OpenAI's own."""
-    model: str = Field(min_length=1)
-    """Name of the judge's model on that server."""
-    api_key_env: str = Field(default="OPENAI_API_KEY", min_length=1)
-    """Environment variable that holds the key. A server on this machine or in this network needs none."""
-    samples: int = Field(default=1, ge=1, le=32)
-    """Verdicts per answer, averaged; more than one needs a temperature above 0."""
-    temperature: float | None = Field(default=0.0, ge=0, le=2)
-    """Temperature of the judge; null sends none, for models that refuse the setting."""
-    max_retries: int = Field(default=4, ge=0, le=100)
-    """Further tries after a rate limit, a server error or a timeout, with growing pauses."""
-    max_reply_retries: int = Field(default=2, ge=0, le=10)
-    """Further tries after a reply outside the protocol; the judge is shown what was wrong."""
-    timeout_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
-    """Longest wait for one reply."""
-    max_concurrency: int = Field(default=8, ge=1, le=1000)
-    """Most requests under way at once."""
+    @property
+    def spent(self) -> Spent:
+        """What it was asked so far."""
+        ...
 
-    @field_validator("base_url")
+    async def judge(self, prompt: Prompt, response: Response, again: int = 0) -> Verdict | Unscored:
+        """Grades one answer.
+
+        Args:
+            prompt: what was asked.
+            response: what was answered.
+            again: above 0 the same answer is judged anew, past what is known of it.
+
+        Raises:
+            JudgeStopped: nothing can be asked any more.
+        """
+        ...
+
+    async def probe(self) -> str:
+        """Asks one question to see whether the judge can be asked at all, and gives the name it answers under.
+
+        Raises:
+            JudgeStopped: it cannot; the message says what to mend.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Frees what it holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One verdict of a judge.
+
+    Attributes:
+        model: the name under which it answered.
+        scores: by criterion.
+    """
+
+    model: str
+    scores: Mapping[str, CriterionScore]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, the inverse of :meth:`from_dict`."""
+        scores = {name: [one.reason, one.score] for name, one in self.scores.items()}
+        return {"model": self.model, "scores": scores}
+
     @classmethod
-    def _names_a_server(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                parts = urlsplit(value)
-                host, _ = parts.hostname, parts.port  # a malformed port shows only when it is read
-            except ValueError as error:
-                raise ValueError(f"is not an address such as http://localhost:8000/v1: {error}") from error
-            if not host or any(character.isspace() for character in value):
-                raise ValueError("is not an address such as http://localhost:8000/v1")
-        return value
-
-    @model_validator(mode="after")
-    def _samples_differ(self) -> JudgeConfig:
-        if self.samples > 1 and self.temperature == 0:
-            raise ValueError(
-                f"samples: {self.samples} samples at temperature 0 are one and the same; set temperature above 0"
-            )
-        return self
+    def from_dict(cls, data: Mapping[str, Any]) -> Sample:
+        """Plain data back into the object."""
+        return cls(data["model"], {name: CriterionScore(*one) for name, one in data["scores"].items()})
 
 
-class Judge:
-    """Grades answers by one rubric.
+class LlmJudge:
+    """Grades answers by asking a model on a server.
 
     It belongs to the event loop that first uses it, because its connections do; close it there.
+
+    Args:
+        endpoint: where it is asked.
+        rubric: what is asked, in its final wording.
+        samples: verdicts per answer.
+        temperature: of the judge; a part of what a cached verdict is an answer to.
+        per_criterion: one call for each criterion.
+        expected_score: score by the mean over the scale.
+        max_reply_retries: further tries after a reply outside the protocol.
+        cache: verdicts of all runs; none: every answer is asked about.
+        rivals: by prompt id the fixed answers to compare with; none: answers are graded.
+        setting: dotted path of the judge's settings, for messages.
     """
 
     def __init__(
         self,
-        client: openai.AsyncOpenAI,
+        endpoint: Endpoint,
         rubric: Rubric,
         *,
-        model: str,
         samples: int,
         temperature: float | None,
+        per_criterion: bool,
+        expected_score: bool,
         max_reply_retries: int,
-        max_concurrency: int,
-        deadline_seconds: float,
+        cache: VerdictCache | None,
+        rivals: Mapping[str, Response] | None,
+        setting: str,
     ) -> None:
-        """Holds what the calls need.
-
-        Args:
-            client: brings its own retries and timeout per try.
-            deadline_seconds: end of one request with all its tries. The client's timeout is a pause between
-                bytes, which a server that trickles never reaches.
-        """
         self.rubric = rubric
-        self._client = client
-        self._model = model
+        self._endpoint = endpoint
         self._samples = samples
+        self._temperature = temperature
+        self._parts = [rubric.only(one) for one in rubric.criteria] if per_criterion else [rubric]
+        self._expected = expected_score
         self._max_reply_retries = max_reply_retries
-        self._deadline_seconds = deadline_seconds
-        self._slots = asyncio.Semaphore(max_concurrency)
-        self._settings: dict[str, Any] = {"response_format": reply_schema(rubric)}
-        if temperature is not None:
-            self._settings["temperature"] = temperature
+        self._cache = cache
+        self._rivals = rivals
+        self._setting = setting
+        self._version = rubric.version
+        self._answers_as: str | None = None
+        self._asking: dict[str, asyncio.Task[Sample | Unscored]] = {}
 
-    async def judge(self, prompt: Prompt, response: Response) -> Verdict | Unscored:
-        """Grades one answer; the mean of the samples that could be had, unscored where none could."""
-        samples = await asyncio.gather(*(self._sample(prompt, response) for _ in range(self._samples)))
-        judged = [one for one in samples if not isinstance(one, Unscored)]
-        if not judged:
-            return next(one for one in samples if isinstance(one, Unscored))
-        model = judged[0][0]
-        return Verdict(self.rubric.name, self.rubric.version, model, tuple(scores for _, scores in judged))
+    @property
+    def spent(self) -> Spent:
+        """What it was asked so far, by earlier processes of the run too."""
+        return self._endpoint.purse.spent
+
+    async def judge(self, prompt: Prompt, response: Response, again: int = 0) -> Verdict | Unscored:
+        """The mean of the samples that could be had, unscored where none could; see :meth:`Judge.judge`."""
+        indices = range(again * self._samples, (again + 1) * self._samples)
+        asked = await asyncio.gather(*(self._one(prompt, response, index) for index in indices))
+        found = [samples for samples in asked if not isinstance(samples, Unscored)]
+        if not found:
+            return next(one for one in asked if isinstance(one, Unscored))
+        scale = (0.0, 1.0) if self._rivals is not None else (self.rubric.scale.min, self.rubric.scale.max)
+        scores = tuple(sample.scores for samples in found for sample in samples)
+        return Verdict(self.rubric.name, self._version, found[0][0].model, scale, scores)
+
+    async def probe(self) -> str:
+        """Asks about a made-up answer, past the cache; see :meth:`Judge.probe`."""
+        answer, rival = _PROBE_ANSWERS
+        if self._rivals is None:
+            question = grading(self._parts[0], _PROBE, answer)
+        else:
+            question = comparison(self._parts[0], _PROBE, answer, rival, first=True)
+        result = await self._ask(question)
+        if isinstance(result, Unscored):
+            said = f" It said: {result.reply[:300]!r}" if result.reply else ""
+            raise JudgeStopped(f"{self._setting}: a first question to {self._endpoint.model}: {result.reason}.{said}")
+        self._answers_as = result.model
+        return result.model
 
     async def close(self) -> None:
-        """Closes the connections."""
-        await self._client.close()
+        """Asks nothing new, waits a little for what is under way and paid for, and closes the connections."""
+        self._endpoint.stop()
+        if self._asking:
+            _, late = await asyncio.wait(self._asking.values(), timeout=_CLOSING_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await self._endpoint.close()
+        self._endpoint.purse.close()
+        if self._cache is not None:
+            self._cache.close()
 
-    async def _sample(self, prompt: Prompt, response: Response) -> tuple[str, Mapping[str, CriterionScore]] | Unscored:
-        """One verdict, with the name under which the server says that the judge answered."""
-        task = judge_messages(self.rubric, prompt, response)
-        messages = task
-        complaint, reply = "", None
+    async def _one(self, prompt: Prompt, response: Response, index: int) -> list[Sample] | Unscored:
+        """One verdict; of a comparison two, one for each order."""
+        rivals = self._rivals
+        if rivals is None:
+            orders = [[grading(part, prompt, response) for part in self._parts]]
+        else:
+            rival = rivals[prompt.id]
+            orders = [
+                [comparison(part, prompt, response, rival, first=first) for part in self._parts]
+                for first in (True, False)
+            ]
+        samples = []
+        for parts in await asyncio.gather(
+            *(asyncio.gather(*(self._known_or_asked(one, index) for one in questions)) for questions in orders)
+        ):
+            scores: dict[str, CriterionScore] = {}
+            model = self._endpoint.model
+            for part in parts:
+                if isinstance(part, Unscored):
+                    return part
+                scores |= part.scores
+                model = part.model
+            samples.append(Sample(model, {one.name: scores[one.name] for one in self.rubric.criteria}))
+        return samples
+
+    async def _known_or_asked(self, question: Question, index: int) -> Sample | Unscored:
+        """From the cache, from whoever is asking the very same just now, or from the judge."""
+        key = key_of([self._endpoint.model, self._version, self._temperature, self._expected, question.messages, index])
+        if key not in self._asking:
+            task = asyncio.create_task(self._known_or_paid(key, question))
+            self._asking[key] = task
+            task.add_done_callback(lambda done: self._asked(key, done))
+        else:
+            self._endpoint.purse.cached()
+        # Whoever gives up waiting must not take the verdict from the others.
+        return await asyncio.shield(self._asking[key])
+
+    def _asked(self, key: str, done: asyncio.Task[Sample | Unscored]) -> None:
+        del self._asking[key]
+        if not done.cancelled():
+            done.exception()  # whoever waited for it has it; nobody may be left
+
+    async def _known_or_paid(self, key: str, question: Question) -> Sample | Unscored:
+        if self._cache is None:
+            return await self._ask(question)
+        known = await self._cache.get(key)
+        # A name such as gpt-4o-mini moves on to other weights; its old verdicts are those of another judge.
+        if known is not None and self._answers_as in (None, known["model"]):
+            self._endpoint.purse.cached()
+            return Sample.from_dict(known)
+        result = await self._ask(question)
+        if isinstance(result, Sample):
+            await self._cache.put(key, result.to_dict())
+        return result
+
+    async def _ask(self, question: Question) -> Sample | Unscored:
+        messages: Messages = question.messages
         for _ in range(1 + self._max_reply_retries):
             try:
-                async with self._slots, asyncio.timeout(self._deadline_seconds):
-                    # Raw, because the client's own reading checks nothing: a server that only resembles
-                    # OpenAI's would give objects without the attributes that their types promise.
-                    raw = await self._client.chat.completions.with_raw_response.create(
-                        model=self._model, messages=cast(Any, messages), **self._settings
-                    )
-                completion = _Completion.model_validate_json(raw.text)
-            except (openai.OpenAIError, TimeoutError) as error:
-                return Unscored(_reason(error), reply)
-            except ValidationError:
-                return Unscored("the judge's server answered outside the API", raw.text)
-            message = completion.choices[0].message
-            if message.refusal:
-                return Unscored("the judge refused", message.refusal)
-            reply = message.content or ""
+                reply = await self._endpoint.ask(messages, question.schema)
+            except NoReply as error:
+                return Unscored(error.reason, error.reply)
+            if reply.refusal:
+                return Unscored("the judge refused", reply.refusal[:_LONGEST_REPLY_CHARS])
             try:
-                return completion.model or self._model, read_reply(self.rubric, reply)
+                scores = question.read(reply.text)
+                if self._expected:
+                    scores = expected_scores(scores, reply.tokens, question.scale)
+                return Sample(reply.model, scores)
+            except NoDistribution as error:
+                return Unscored(f"{self._setting}.expected_score: {error}", reply.text[:_LONGEST_REPLY_CHARS])
             except ProtocolError as error:
-                complaint = str(error)
-            messages = [*task, *_correction(reply, complaint)]
-        tries = 1 + self._max_reply_retries
-        return Unscored(f"the judge broke the protocol {tries} times, the last time: {complaint}", reply)
-
-
-class _Message(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-
-
-class _Completion(BaseModel):
-    """The few parts of a chat completion that are used; whatever else a server sends is left alone."""
-
-    choices: tuple[_Choice, ...] = Field(min_length=1)
-    model: str | None = None
-
-
-def _correction(reply: str, complaint: str) -> list[dict[str, str]]:
-    request = f"That reply did not keep to the protocol: {complaint}. Send the corrected JSON object only."
-    previous = [{"role": "assistant", "content": reply}] if reply else []
-    return [*previous, {"role": "user", "content": request}]
-
-
-def _reason(error: openai.OpenAIError | TimeoutError) -> str:
-    if isinstance(error, openai.APIStatusError):
-        said = error.body.get("message") if isinstance(error.body, Mapping) else error.message
-        # A gateway's error page can be long.
-        return f"the judge's server answered {error.status_code}: {str(said)[:_LONGEST_REASON_CHARS]}"
-    if isinstance(error, openai.APITimeoutError | TimeoutError):
-        return "the judge's server did not answer in time"
-    if isinstance(error, openai.APIConnectionError):
-        return f"the judge's server could not be reached: {error.__cause__ or error}"
-    return f"the judge's client failed: {error}"
-
-
-def build_judge(config: JudgeConfig, rubric: Rubric) -> Judge:
-    """Builds the judge of a config, with its key from the environment; sends nothing.
-
-    Raises:
-        ScoringSetupError: the environment holds no key and the server is not a local one.
-    """
-    # Named here, or the client would take an address from the environment, where no record shows it.
-    base_url = config.base_url or _OPENAI_URL
-    key = os.environ.get(config.api_key_env, "").strip()
-    if not key:
-        if not _is_local(base_url):
-            raise ScoringSetupError(
-                f"fitness.judge.api_key_env: the environment variable {config.api_key_env} is not set;"
-                f" set it to your key for {base_url}"
-            )
-        key = "none"
-    client = openai.AsyncOpenAI(
-        api_key=key,
-        base_url=base_url,
-        max_retries=config.max_retries,
-        timeout=config.timeout_seconds,
-    )
-    return Judge(
-        client,
-        rubric,
-        model=config.model,
-        samples=config.samples,
-        temperature=config.temperature,
-        max_reply_retries=config.max_reply_retries,
-        max_concurrency=config.max_concurrency,
-        deadline_seconds=(1 + config.max_retries) * (config.timeout_seconds + _LONGEST_PAUSE_SECONDS),
-    )
-
-
-def _is_local(base_url: str) -> bool:
-    """Whether a server is on this machine or in this network, by its address or its bare host name."""
-    host = urlsplit(base_url).hostname or ""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return "." not in host or host.endswith((".local", ".localhost", ".internal"))
-    return address.is_private or address.is_loopback
+                complaint = f"{error}" + ("; the reply was cut off, be briefer" if reply.cut else "")
+            messages = [*question.messages, *correction(reply.text, complaint)]
+        return Unscored(
+            f"the judge broke the protocol {1 + self._max_reply_retries} times, the last time: {complaint}",
+            reply.text[:_LONGEST_REPLY_CHARS],
+        )

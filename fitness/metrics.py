@@ -141,6 +141,9 @@ class JudgeTerm(MetricBase):
     metric: Literal["judge"]
     rubric: str = Field(min_length=1)
     """Name of a shipped rubric (``role-play``, ``chat-quality``), or the path of a ``.yaml`` file."""
+    answer_language: str | None = Field(default=None, min_length=1)
+    """Language that the answers must be in, such as ``Japanese``: a criterion of its own in the shipped rubrics; none:
+    as the rubric says."""
 
 
 class AllOf(MetricBase):
@@ -188,7 +191,7 @@ class Term:
         path: dotted path in the config, for messages.
         weight: weight in the sum; means nothing inside an ``all_of``.
         measure: the function, ``None`` for the judge and for a product.
-        rubric: what the judge is asked, only for the judge.
+        judge: the judge's settings, only for the judge.
         of: the factors of a product.
         needs_reference: whether it cannot do without a reference.
     """
@@ -197,7 +200,7 @@ class Term:
     path: str
     weight: float = 1.0
     measure: Measure | None = None
-    rubric: str | None = None
+    judge: JudgeTerm | None = None
     of: tuple[Term, ...] = ()
     needs_reference: bool = False
 
@@ -223,7 +226,7 @@ def build_term(config: MetricConfig, path: str) -> Term:
         path=path,
         weight=config.weight,
         measure=_measure(config),
-        rubric=config.rubric if isinstance(config, JudgeTerm) else None,
+        judge=config if isinstance(config, JudgeTerm) else None,
         of=of,
         needs_reference=isinstance(config, Exact | Contains | ChrF),
     )

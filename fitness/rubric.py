@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fitness.errors import ScoringSetupError
 from fitness.explain import explain
 from fitness.shipped import read_named_text
+
+_LANGUAGE = "{answer_language}"
 
 
 class Scale(BaseModel):
@@ -47,6 +49,15 @@ class Criterion(BaseModel):
     """What some of the scores look like."""
     weight: float = Field(default=1.0, gt=0, le=1000)
     """Weight in the mean over the criteria."""
+    show_reference: bool | None = None
+    """Whether this question needs the right answers; none: as the rubric says."""
+    show_profile: bool | None = None
+    """Whether this question needs the system message; none: as the rubric says."""
+
+    @property
+    def needs_language(self) -> bool:
+        """Whether its texts name the required language."""
+        return any(_LANGUAGE in text for text in (self.question, *self.anchors.values()))
 
 
 class Rubric(BaseModel):
@@ -64,8 +75,11 @@ class Rubric(BaseModel):
     """The scores, the same for all questions."""
     show_reference: bool = True
     """Whether the judge sees the right answers, where a prompt has some."""
-    answer_language: str | None = None
-    """Language that the answer ought to be in, such as ``Japanese``."""
+    show_profile: bool = True
+    """Whether the judge sees the system message, which holds a character's profile."""
+    answer_language: str | None = Field(default=None, min_length=1)
+    """Language that the answer must be in, such as ``Japanese``; it stands for ``{answer_language}`` in the texts. A
+    criterion that names it is asked only where a language is required."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Rubric:
@@ -81,23 +95,63 @@ class Rubric(BaseModel):
                     )
         return self
 
-    @cached_property
+    def asked_in(self, language: str | None) -> Rubric:
+        """The rubric as it is asked: with the required language in its texts, or without the criteria that need one.
+
+        Args:
+            language: in place of the rubric's own; none: the rubric's own.
+
+        Raises:
+            ValueError: no criterion is left.
+        """
+        language = language or self.answer_language
+
+        def filled(text: str) -> str:
+            return text.replace(_LANGUAGE, language or "")
+
+        criteria = [
+            one.model_copy(
+                update={
+                    "question": filled(one.question),
+                    "anchors": {score: filled(text) for score, text in one.anchors.items()},
+                }
+            )
+            for one in self.criteria
+            if language is not None or not one.needs_language
+        ]
+        if not criteria:
+            raise ValueError("criteria: all of them ask for a language, and none is required; set answer_language")
+        return self.model_copy(
+            update={
+                "instructions": filled(self.instructions),
+                "criteria": tuple(criteria),
+                "answer_language": language,
+            }
+        )
+
+    def only(self, criterion: Criterion) -> Rubric:
+        """The same rubric with one of its criteria."""
+        return self.model_copy(update={"criteria": (criterion,)})
+
+    def shows(self, what: Literal["reference", "profile"]) -> bool:
+        """Whether any criterion needs the right answers, or the system message."""
+        default = self.show_reference if what == "reference" else self.show_profile
+        wished = [one.show_reference if what == "reference" else one.show_profile for one in self.criteria]
+        return any(default if wish is None else wish for wish in wished)
+
+    @property
     def version(self) -> str:
         """The first 16 hex digits of the SHA-256 of its content."""
         content = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    def unit(self, score: float) -> float:
-        """A score of the scale as a number in [0, 1]."""
-        return (score - self.scale.min) / (self.scale.max - self.scale.min)
-
-    def value(self, scores: Mapping[str, float]) -> float:
+    def value(self, units: Mapping[str, float]) -> float:
         """The weighted mean of the criteria in [0, 1].
 
         Args:
-            scores: for every criterion a score on the scale.
+            units: for every criterion a number in [0, 1].
         """
-        weighted = math.fsum(one.weight * self.unit(scores[one.name]) for one in self.criteria)
+        weighted = math.fsum(one.weight * units[one.name] for one in self.criteria)
         return min(1.0, weighted / math.fsum(one.weight for one in self.criteria))
 
 

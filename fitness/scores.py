@@ -7,6 +7,7 @@ it for a number.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,12 +56,14 @@ class Verdict:
         rubric: name of the rubric.
         rubric_version: its content hash.
         model: the judge, as the server named it.
+        scale: the worst and the best score that a criterion can have.
         samples: every reply that kept to the protocol, at least one; criterion name to score.
     """
 
     rubric: str
     rubric_version: str
     model: str
+    scale: tuple[float, float]
     samples: tuple[Mapping[str, CriterionScore], ...]
 
     @property
@@ -74,12 +77,25 @@ class Verdict:
             means[name] = CriterionScore(nearest.reason, mean)
         return means
 
+    @property
+    def spread(self) -> dict[str, float] | None:
+        """Per criterion the sample standard deviation over the samples, on the scale; ``None`` for a single one."""
+        if len(self.samples) < 2:
+            return None
+        return {name: statistics.stdev(sample[name].score for sample in self.samples) for name in self.samples[0]}
+
+    def unit(self, score: float) -> float:
+        """A score of the scale as a number in [0, 1]."""
+        low, high = self.scale
+        return min(1.0, max(0.0, (score - low) / (high - low)))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, the inverse of :meth:`from_dict`."""
         return {
             "rubric": self.rubric,
             "rubric_version": self.rubric_version,
             "model": self.model,
+            "scale": list(self.scale),
             "samples": [
                 {name: {"reason": one.reason, "score": one.score} for name, one in sample.items()}
                 for sample in self.samples
@@ -93,6 +109,7 @@ class Verdict:
             rubric=data["rubric"],
             rubric_version=data["rubric_version"],
             model=data["model"],
+            scale=tuple(data["scale"]),
             samples=tuple(
                 {name: CriterionScore(one["reason"], one["score"]) for name, one in sample.items()}
                 for sample in data["samples"]

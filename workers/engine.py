@@ -258,8 +258,12 @@ def start_engine(spec: EngineSpec) -> Engine:
         raise EngineSetupError(f"the {spec.engine} engine did not start: {last}") from error
 
 
-def count_workers(config: WorkersConfig) -> int:
+def count_workers(config: WorkersConfig, *, reserved_gpus: float = 0.0) -> int:
     """How many workers a run has: ``count``, else one per group of this machine's GPUs that a worker reserves.
+
+    Args:
+        config: the ``workers:`` block.
+        reserved_gpus: GPUs that something else needs, such as a local judge.
 
     Raises:
         EngineSetupError: a cluster is named without a count.
@@ -272,4 +276,4 @@ def count_workers(config: WorkersConfig) -> int:
             "and a cluster's size can change."
         )
     per_worker = config.gpus_per_worker or config.tensor_parallel_size
-    return max(1, int(torch.cuda.device_count() / per_worker))
+    return max(1, int((torch.cuda.device_count() - reserved_gpus) / per_worker))

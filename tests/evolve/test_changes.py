@@ -18,14 +18,17 @@ MakeConfig = Callable[..., RunConfig]
 
 
 def test_what_can_be_changed_is_a_setting(make_config: MakeConfig) -> None:
-    judge = {"model": "m", "base_url": "http://localhost:1/v1"}
+    server = {"model": "m", "base_url": "http://localhost:1/v1", "price_per_million": {"input": 1, "output": 2}}
     terms = [{"metric": "judge", "rubric": "chat-quality"}]
-    data = make_config(fitness={"terms": terms, "judge": judge}).model_dump(mode="json")
+    data = [
+        make_config(fitness={"terms": terms, "judge": judge, "final_judge": judge}).model_dump(mode="json")
+        for judge in (server, {"folder": "judge"})
+    ]
     for path in CHANGEABLE:
-        node: Any = data
+        found = data
         for name in path.split("."):
-            assert name in node, path
-            node = node[name]
+            found = [node[name] for node in found if name in node]
+        assert found, path
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from evolve.evaluator import EngineEvaluator
+from evolve.judging import Judging
 from evolve.outcome import Failed
 from fitness.aggregate import Fitness
 from fitness.prompts import Message, Prompt
 from fitness.responses import Response
-from fitness.scorer import FitnessConfig, build_scorer
+from fitness.scorer import FitnessConfig, check_scoring
 from workers.job import Job, JobFailed, Transcript
 from workers.recipe import Recipe
 
@@ -61,21 +62,19 @@ def evaluator_of(tmp_path: Path):
 
     def make(source: Source) -> EngineEvaluator:
         config = FitnessConfig.model_validate({"terms": [{"metric": "exact"}]})
-        scorer = build_scorer(config, prompts=PROMPTS, root=tmp_path, rubrics_dir=tmp_path)
-        made.append(
-            EngineEvaluator(
-                source,
-                scorer,
-                {"search": PROMPTS, "validation": []},
-                transcripts=tmp_path,
-                min_scored_share=1.0,
-            )
+        scoring = check_scoring(config, prompts=PROMPTS, root=tmp_path, rubrics_dir=tmp_path)
+        made.append(Judging({"search": scoring.scorer(None)}, {}))
+        return EngineEvaluator(
+            source,
+            made[-1],
+            {"search": PROMPTS, "validation": []},
+            transcripts=tmp_path,
+            min_scored_share=1.0,
         )
-        return made[-1]
 
     yield make
-    for evaluator in made:
-        evaluator.close()
+    for judging in made:
+        judging.close()
 
 
 def test_every_job_has_an_outcome_whose_transcript_is_on_the_disk(evaluator_of, tmp_path: Path) -> None:

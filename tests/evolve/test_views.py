@@ -21,7 +21,8 @@ from evolve.prepare import prepare
 from evolve.run import Run
 from evolve.store import Store, default_url
 from evolve.tables import closing_table, history_table, plain, status_lines
-from evolve.views import busy, history, ranking, show_dict, utilisation
+from evolve.usage import busy, utilisation
+from evolve.views import history, ranking, show_dict
 from workers.job import Job, Lost, Share
 
 MakeConfig = Callable[..., RunConfig]

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import openai
 import pytest
 from pydantic import ValidationError
 
-from fitness.errors import ScoringSetupError
-from fitness.judge import Judge, JudgeConfig, Unscored, Verdict, build_judge
+from fitness.errors import JudgeRefused, ScoringSetupError
+from fitness.judge import LlmJudge
+from fitness.judge_config import JudgeConfig
+from fitness.judges import build_judge
 from fitness.prompts import Message, Prompt
 from fitness.responses import Response
 from fitness.rubric import Rubric, load_rubric
+from fitness.scores import Unscored, Verdict
 
 RUBRIC = Rubric.model_validate(
     {
@@ -38,7 +41,7 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
-def with_judge(use: Callable[[Judge], Awaitable[T]], url: str, **config: Any) -> T:
+def with_judge(use: Callable[[LlmJudge], Awaitable[T]], url: str, **config: Any) -> T:
     async def run() -> T:
         judge = build_judge(JudgeConfig(base_url=url, model="judge", **{"max_retries": 0, **config}), RUBRIC)
         try:
@@ -127,11 +130,10 @@ def test_endless_server_errors_leave_the_answer_unscored(judge_server: Any, repl
     assert len(judge_server.requests) == 3
 
 
-def test_a_wrong_key_is_unscored_without_retries(judge_server: Any, reply: Any) -> None:
+def test_a_wrong_key_stops_the_judge_without_retries(judge_server: Any, reply: Any) -> None:
     judge_server.script(reply(status=401))
-    result = judged(judge_server.url, max_retries=5)
-    assert isinstance(result, Unscored)
-    assert "answered 401" in result.reason
+    with pytest.raises(JudgeRefused, match=r"fitness\.judge: the judge's server answered 401.*is the key right\?"):
+        judged(judge_server.url, max_retries=5)
     assert len(judge_server.requests) == 1
 
 
@@ -142,25 +144,7 @@ def test_a_slow_server_is_not_waited_for_longer_than_the_timeout(judge_server: A
 
 def test_a_server_that_trickles_reaches_the_deadline(judge_server: Any, reply: Any) -> None:
     judge_server.script(reply("late", trickle_seconds=2.0))
-
-    async def run() -> Verdict | Unscored:
-        client = openai.AsyncOpenAI(api_key="none", base_url=judge_server.url, max_retries=0, timeout=1.0)
-        judge = Judge(
-            client,
-            RUBRIC,
-            model="judge",
-            samples=1,
-            temperature=0,
-            max_reply_retries=0,
-            max_concurrency=1,
-            deadline_seconds=0.4,
-        )
-        try:
-            return await judge.judge(PROMPT, ANSWER)
-        finally:
-            await judge.close()
-
-    assert asyncio.run(run()) == Unscored("the judge's server did not answer in time")
+    assert judged(judge_server.url, timeout_seconds=0.4) == Unscored("the judge's server did not answer in time")
 
 
 @pytest.mark.parametrize(
@@ -199,8 +183,8 @@ def test_samples_outside_the_protocol_are_left_out(judge_server: Any, reply: Any
 def test_no_more_requests_are_under_way_than_allowed(judge_server: Any, verdict: Any, reply: Any) -> None:
     judge_server.script(reply(verdict(right=7, short=4).text, delay_seconds=0.05))
 
-    async def many(judge: Judge) -> list[Verdict | Unscored]:
-        return await asyncio.gather(*(judge.judge(PROMPT, ANSWER) for _ in range(9)))
+    async def many(judge: LlmJudge) -> list[Verdict | Unscored]:
+        return await asyncio.gather(*(judge.judge(PROMPT, replace(ANSWER, text=f"answer {i}")) for i in range(9)))
 
     results = with_judge(many, judge_server.url, max_concurrency=3)
     assert all(isinstance(result, Verdict) for result in results)
@@ -224,7 +208,7 @@ def test_a_missing_key_names_its_variable(url: str | None) -> None:
     ],
 )
 def test_a_local_server_needs_no_key(url: str) -> None:
-    assert isinstance(build_judge(JudgeConfig(base_url=url, model="m"), RUBRIC), Judge)
+    assert isinstance(build_judge(JudgeConfig(base_url=url, model="m"), RUBRIC), LlmJudge)
 
 
 def test_the_key_comes_from_the_environment(judge_server: Any, verdict: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,8 +230,8 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
 
 
 def test_rubric_files_and_judge_meet(judge_server: Any, verdict: Any, configs: Path) -> None:
-    rubric = load_rubric("role-play", root=Path(), shipped=configs / "rubrics", setting="x")
-    judge_server.script(verdict(in_character=7, right=7, naturalness=7))
+    rubric = load_rubric("role-play", root=Path(), shipped=configs / "rubrics", setting="x").asked_in("Japanese")
+    judge_server.script(verdict(**{one.name: 7 for one in rubric.criteria}))
 
     async def run() -> Verdict | Unscored:
         judge = build_judge(JudgeConfig(base_url=judge_server.url, model="judge"), rubric)

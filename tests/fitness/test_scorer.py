@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fitness.errors import ScoringSetupError
+from fitness.judge_config import JudgeConfig
+from fitness.judges import build_judge
 from fitness.prompts import Message, Prompt
 from fitness.responses import Finish, Response
-from fitness.scorer import FitnessConfig, Score, Scorer, Unscored, Verdict, build_scorer
+from fitness.scorer import FitnessConfig, Score, Scorer, Unscored, Verdict, check_scoring
 
 ENDED = {"metric": "ended"}
+CHAT = {"metric": "judge", "rubric": "chat-quality"}
 JUDGED = {"metric": "judge", "rubric": "role-play"}
 RIGHT_IN_STYLE_AND_ENDED = {
     "metric": "all_of",
@@ -37,17 +40,15 @@ def build(
     configs: Path, *terms: dict[str, Any], prompts: Sequence[Prompt], judge: Any = None, root: Path = Path()
 ) -> Scorer:
     config = FitnessConfig.model_validate({"terms": terms, "judge": judge})
-    return build_scorer(config, prompts=prompts, root=root, rubrics_dir=configs / "rubrics")
+    scoring = check_scoring(config, prompts=prompts, root=root, rubrics_dir=configs / "rubrics")
+    if scoring.rubric is None:
+        return scoring.scorer(None)
+    assert isinstance(config.judge, JudgeConfig)
+    return scoring.scorer(build_judge(config.judge, scoring.rubric))
 
 
 def scored(scorer: Scorer, prompts: Sequence[Prompt], responses: Sequence[Response]) -> tuple[Score, ...]:
-    async def run() -> tuple[Score, ...]:
-        try:
-            return await scorer.score(prompts, responses)
-        finally:
-            await scorer.close()
-
-    return asyncio.run(run())
+    return asyncio.run(scorer.score(prompts, responses))
 
 
 def one(configs: Path, response: Response, *terms: dict[str, Any], references: tuple[str, ...] = ("青",)) -> Score:
@@ -148,21 +149,21 @@ def test_a_missing_key_is_found_before_anything_is_asked(configs: Path, monkeypa
 
 
 def test_the_judges_criteria_become_parts(configs: Path, judge_server: Any, verdict: Any) -> None:
-    judge_server.script(verdict(in_character=7, right=4, naturalness=1))
+    judge_server.script(verdict(helpful=7, right=4, naturalness=1))
     asked = [prompt()]
-    terms = [JUDGED, {**ENDED, "weight": 3}]
+    terms = [CHAT, {**ENDED, "weight": 3}]
     scorer = build(configs, *terms, prompts=asked, judge={"model": "m", "base_url": judge_server.url})
     (score,) = scored(scorer, asked, [answer("x")])
     assert score.parts == {
         "judge": pytest.approx(0.5),
-        "judge.in_character": 1,
+        "judge.helpful": 1,
         "judge.right": 0.5,
         "judge.naturalness": 0,
         "ended": 1,
     }
     assert score.value == pytest.approx((0.5 + 3) / 4)
     assert score.verdict is not None
-    assert score.verdict.rubric == "role-play"
+    assert score.verdict.rubric == "chat-quality"
 
 
 def by_answer(verdict: Any, reply: Any) -> Any:
@@ -170,7 +171,7 @@ def by_answer(verdict: Any, reply: Any) -> Any:
 
     def decide(request: dict[str, Any]) -> Any:
         text = json.loads(request["messages"][1]["content"])["answer"]
-        return reply("??") if "bad" in text else verdict(in_character=7, right=7, naturalness=7)
+        return reply("??") if "bad" in text else verdict(helpful=7, right=7, naturalness=7)
 
     return decide
 
@@ -180,7 +181,7 @@ def test_an_answer_that_the_judge_could_not_score_is_no_number(
 ) -> None:
     judge_server.script_each(by_answer(verdict, reply))
     asked = [prompt("a"), prompt("b")]
-    terms = [{"metric": "all_of", "of": [ENDED, JUDGED]}, ENDED]
+    terms = [{"metric": "all_of", "of": [ENDED, CHAT]}, ENDED]
     judge = {"model": "m", "base_url": judge_server.url, "max_reply_retries": 0}
     scorer = build(configs, *terms, prompts=asked, judge=judge)
     bad, good = scored(scorer, asked, [answer("bad", name="a"), answer("fine", name="b")])
@@ -214,6 +215,7 @@ VERDICTS = st.none() | st.builds(
             "rubric": "r",
             "rubric_version": "v",
             "model": "m",
+            "scale": [1, 7],
             "samples": [{"c": {"reason": "x", "score": s}} for s in scores],
         }
     ),

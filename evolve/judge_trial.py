@@ -1,0 +1,137 @@
+"""Trying a judge without a run. What is reported is plain data: the JSON of ``evolve judge``."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from evolve.config import RunConfig
+from evolve.errors import ConfigError
+from evolve.judging import Judging, judging, rivals_of
+from evolve.resources import configs_dir
+from fitness.explain import suggestion
+from fitness.judge import Judge
+from fitness.prompts import Message, Prompt, load_prompts
+from fitness.responses import Response
+from fitness.rubric import Rubric
+from fitness.scorer import check_scoring
+from fitness.scores import Unscored, Verdict
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A judge that is being tried.
+
+    Attributes:
+        judge: the judge.
+        rubric: what it is asked.
+        answers_as: the name under which it answers.
+        prompts: of the config, by id.
+    """
+
+    judge: Judge
+    rubric: Rubric
+    answers_as: str
+    prompts: Mapping[str, Prompt]
+    _judging: Judging
+    _system: str | None
+
+    def prompt(self, text: str, *, system: str | None = None, references: Sequence[str] = ()) -> Prompt:
+        """A prompt of the user's own words; without a system message it gets the config's."""
+        system = system or self._system
+        messages = ([Message("system", system)] if system else []) + [Message("user", text)]
+        name = hashlib.sha256(repr(messages).encode()).hexdigest()[:12]
+        return Prompt(name, tuple(messages), tuple(references), "search")
+
+    def known(self, prompt_id: str, where: str) -> Prompt:
+        """A prompt of the config.
+
+        Raises:
+            ConfigError: there is none of that id.
+        """
+        if prompt_id not in self.prompts:
+            raise ConfigError(
+                f"{where}: no prompt of the config has the id {prompt_id!r}, {suggestion(prompt_id, self.prompts)}"
+            )
+        return self.prompts[prompt_id]
+
+    def verdicts(self, asked: Sequence[tuple[Prompt, Response, int]]) -> list[Verdict | Unscored]:
+        """Judges answers side by side: (prompt, answer, how often it was judged before).
+
+        Raises:
+            JudgeStopped: the judge cannot or may not be asked any more.
+        """
+
+        async def every() -> list[Verdict | Unscored]:
+            return list(await asyncio.gather(*(self.judge.judge(*one) for one in asked)))
+
+        return self._judging.submit(every()).result()
+
+    def score(self, verdict: Verdict | Unscored) -> float | None:
+        """The weighted mean over the criteria, on the scale; ``None`` where there is none."""
+        if isinstance(verdict, Unscored):
+            return None
+        low, high = verdict.scale
+        units = {name: verdict.unit(one.score) for name, one in verdict.criteria.items()}
+        return low + self.rubric.value(units) * (high - low)
+
+    def cost(self, answers: int) -> dict[str, Any]:
+        """What was asked of the judge, and what an answer cost."""
+        spent = self.judge.spent
+        return {**spent.to_dict(), "usd_per_answer": spent.usd / answers if answers and spent.usd else None}
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What every report begins with."""
+        rubric = self.rubric
+        scale = [rubric.scale.min, rubric.scale.max]
+        return {"judge": self.answers_as, "rubric": rubric.name, "rubric_version": rubric.version, "scale": scale}
+
+
+@contextmanager
+def trial(config: RunConfig, *, final: bool, say: Callable[[str], None]) -> Iterator[Trial]:
+    """Lends the judge of a config.
+
+    Args:
+        config: a run config; its models are not looked at.
+        final: take ``fitness.final_judge``.
+        say: tells the user what is being done.
+
+    Raises:
+        ConfigError: it has no such judge.
+        JudgeStopped: it cannot be asked.
+    """
+    setting = "fitness.final_judge" if final else "fitness.judge"
+    chosen = config.fitness.final_judge if final else config.fitness.judge
+    if chosen is None:
+        raise ConfigError(f"{setting}: missing, so there is no judge to try; add it, with a term {{metric: judge}}.")
+    alone = config.model_copy(
+        update={"fitness": config.fitness.model_copy(update={"judge": chosen, "final_judge": None})}
+    )
+    prompts = load_prompts(config.prompts, root=config.root)
+    scoring = check_scoring(alone.fitness, prompts=prompts, root=config.root, rubrics_dir=configs_dir() / "rubrics")
+    assert scoring.rubric is not None
+    by_split = {split: [one for one in prompts if one.split == split] for split in ("search", "validation")}
+    rivals = rivals_of(alone, by_split)  # type: ignore[arg-type]
+    with judging(alone, scoring, rivals, spending=None, say=say) as stage:
+        known = {one.id: one for one in prompts}
+        judge, name = stage.judges["fitness.judge"], stage.answers_as["fitness.judge"]
+        yield Trial(judge, scoring.rubric, name, known, stage, config.prompts.system)
+
+
+def ask(tried: Trial, prompt: Prompt, answer: str) -> dict[str, Any]:
+    """One judgement with its reasons."""
+    (verdict,) = tried.verdicts([(prompt, Response(prompt.id, answer, 0, "stop"), 0)])
+    found: dict[str, Any] = {**tried.head, "score": tried.score(verdict), "cost": tried.cost(1)}
+    if isinstance(verdict, Unscored):
+        return {**found, "verdict": None, "spread": None, **verdict.to_dict()}
+    return {**found, "verdict": verdict.to_dict(), "spread": verdict.spread, "unscored": None, "reply": None}
+
+
+def reasons(verdict: Verdict | Unscored) -> dict[str, str]:
+    """By criterion what the judge said; empty where it said nothing."""
+    return {} if isinstance(verdict, Unscored) else {name: one.reason for name, one in verdict.criteria.items()}
