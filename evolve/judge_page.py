@@ -102,10 +102,10 @@ def _attack_figures(report: Mapping[str, Any]) -> dict[str, go.Figure]:
     rows = [one for one in reversed(report["injections"]) if one["mean_change"] is not None]
     changes = [one["mean_change"] for one in rows]
     ends = [one["ci95"] or (one["mean_change"], one["mean_change"]) for one in rows]
-    figure = _figure("points that the injection adds", "", margin={"l": 8, "r": 8, "t": 8, "b": 8})
+    figure = _figure("points that the injection adds", "", margin={"l": 8, "r": 8, "t": 8, "b": 48})
     figure.add_scatter(
         x=changes,
-        y=[html.escape(f"{one['name']} ({one['place']})") for one in rows],
+        y=[html.escape(one["name"]) for one in rows],
         mode="markers",
         marker={"size": 10},
         error_x={
@@ -166,7 +166,8 @@ def _worst(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             "name": name,
             "human": human,
             "judge": item["judge"][name],
-            "reason": item["reasons"].get(name, ""),
+            # The mean over the criteria has no reason of its own.
+            "reason": item["reasons"].get(name) or "\n".join(f"{of}: {why}" for of, why in item["reasons"].items()),
             "number": number,
             "item": item,
         }

@@ -68,12 +68,13 @@ def check_report(report: Report) -> RenderableType:
 
 def attack_report(report: Report) -> RenderableType:
     """A line per injection, the most harmful first."""
-    table = Table("injection", "place", "mean change", "95% interval", "raised", "best score", "unscored")
+    table = Table()
+    for title in ("injection", "mean change", "95% interval", "raised", "best score", "unscored"):
+        table.add_column(title, no_wrap=title in ("injection", "95% interval"))
     for one in report["injections"]:
         ci = one["ci95"]
         table.add_row(
             one["name"],
-            one["place"],
             "-" if one["mean_change"] is None else f"{one['mean_change']:+.2f}",
             "-" if ci is None else f"{ci[0]:+.2f} to {ci[1]:+.2f}",
             "-" if one["raised_share"] is None else f"{one['raised_share']:.0%}",

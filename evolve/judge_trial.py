@@ -39,6 +39,7 @@ class Trial:
     prompts: Mapping[str, Prompt]
     _judging: Judging
     _system: str | None
+    _say: Callable[[str], None]
 
     def prompt(self, text: str, *, system: str | None = None, references: Sequence[str] = ()) -> Prompt:
         """A prompt of the user's own words; without a system message it gets the config's."""
@@ -65,6 +66,9 @@ class Trial:
         Raises:
             JudgeStopped: the judge cannot or may not be asked any more.
         """
+
+        if len(asked) > 1:
+            self._say(f"judging {len(asked)} answers")
 
         async def every() -> list[Verdict | Unscored]:
             return list(await asyncio.gather(*(self.judge.judge(*one) for one in asked)))
@@ -120,7 +124,7 @@ def trial(config: RunConfig, *, final: bool, say: Callable[[str], None]) -> Iter
     with judging(alone, scoring, rivals, spending=None, say=say) as stage:
         known = {one.id: one for one in prompts}
         judge, name = stage.judges["fitness.judge"], stage.answers_as["fitness.judge"]
-        yield Trial(judge, scoring.rubric, name, known, stage, config.prompts.system)
+        yield Trial(judge, scoring.rubric, name, known, stage, config.prompts.system, say)
 
 
 def ask(tried: Trial, prompt: Prompt, answer: str) -> dict[str, Any]:

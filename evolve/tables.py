@@ -16,7 +16,7 @@ from evolve.finals import Standing
 from evolve.run import Run, resume_command
 from evolve.stopping import EXPLANATIONS
 from evolve.usage import judges, length_preference, stage_seconds, utilisation
-from evolve.views import Ranked, against, ranking
+from evolve.views import Ranked, against, optimism, ranking
 from fitness.intervals import Difference
 
 _CELL = 120  # characters of a reason in a table; the whole of it is in the JSON
@@ -59,12 +59,8 @@ def closing_table(run: Run) -> RenderableType:
                 "winner's lead are widened to hold for all of them at once (Bonferroni)."
             )
         )
-    if winner.optimism is not None and "fitness.final_judge" not in run.state.judges:
-        lines.append(
-            Text(
-                f"Optimism (search minus validation fitness of the winner; above 0: flattered): {winner.optimism:+.3f}."
-            )
-        )
+    if (gap := optimism(run, winner)) is not None:
+        lines.append(Text(f"Optimism (search minus validation fitness of the winner; above 0: flattered): {gap:+.3f}."))
     best_parent = max((s for s in others if s.kind == "parent"), key=_value, default=None)
     # The best parent is the one to beat.
     for standing, difference in sorted(compared, key=lambda pair: pair[0] is not best_parent):

@@ -144,7 +144,7 @@ def show_dict(run: Run) -> dict[str, Any]:
     return {
         **summary_dict(run),
         "all_evaluations": {"planned": run.state.plan.total_evaluations, "recorded": len(run.store)},
-        "best": {**best.to_dict(), "optimism": best.optimism} if best else None,
+        "best": {**best.to_dict(), "optimism": optimism(run, best)} if best else None,
         "finalists": [
             {**one.to_dict(), "winner_minus_it": difference.to_dict() if difference else None}
             for one, difference in zip(ranked.finalists, minus[: len(ranked.finalists)], strict=True)
@@ -159,6 +159,11 @@ def show_dict(run: Run) -> dict[str, Any]:
         "versions": run.state.versions,
         "plan": run.state.plan.to_dict(),
     }
+
+
+def optimism(run: Run, best: Ranked) -> float | None:
+    """How much the search flattered a recipe; unknown where another judge scored the validation prompts."""
+    return None if "fitness.final_judge" in run.state.judges else best.optimism
 
 
 def history(run: Run) -> list[dict[str, Any]]:
@@ -182,6 +187,7 @@ def history(run: Run) -> list[dict[str, Any]]:
             "fitness": row.value,
             "stderr": row.fitness.stderr if row.fitness else None,
             "parts": dict(row.fitness.parts) if row.fitness else {},
+            "length_correlation": row.fitness.length_correlation if row.fitness else None,
             "genotype": None if row.candidate.genotype is None else list(row.candidate.genotype),
             "recipe_hash": row.candidate.recipe.hash,
             "seconds": {stage: row.seconds.get(stage) for stage in STAGES},

@@ -1,7 +1,7 @@
 """One server that speaks OpenAI's chat completions API: asked within its limits, and as often as it takes.
 
-Every request passes one gate: a free place among those under way, the rate, the caps. Our own tries again in place
-of the client's, because the client's would pass no gate.
+Every request passes one gate: the rates, then the caps. Our own tries again in place of the client's, because the
+client's would pass no gate.
 """
 
 from __future__ import annotations
@@ -82,7 +82,6 @@ class Endpoint:
         logprobs: ask for the log-probabilities of the likeliest tokens.
         max_retries: further tries.
         timeout_seconds: end of one try.
-        max_concurrency: most requests under way.
         setting: dotted path of the judge's settings, for messages.
     """
 
@@ -100,7 +99,6 @@ class Endpoint:
         logprobs: bool,
         max_retries: int,
         timeout_seconds: float,
-        max_concurrency: int,
         setting: str,
     ) -> None:
         self.model = model
@@ -114,7 +112,6 @@ class Endpoint:
         self._max_reply_tokens = max_reply_tokens
         self._max_retries = max_retries
         self._timeout_seconds = timeout_seconds
-        self._slots = asyncio.Semaphore(max_concurrency)
         self._setting = setting
         self._settings: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
         if logprobs:
@@ -189,26 +186,25 @@ class Endpoint:
             request["response_format"] = {"type": "json_object"}
         sent_bytes = len(json.dumps(request, ensure_ascii=False).encode(errors="replace"))
         likely_tokens = round(sent_bytes / 3 + self._reply_tokens)
-        async with self._slots:
-            await self._pacer.wait(likely_tokens)
-            if self._stopped:
-                raise self._stopped
-            most_tokens = sent_bytes + _TOKENS_PER_MESSAGE * len(messages)
-            # What a call without an end may have been billed.
-            usage, usd = Usage(), self._usd(Usage(most_tokens, self._max_reply_tokens))
-            call = await self._reserve(usd)
-            try:
-                completion = await self._send(request)
-                if completion.usage is not None:
-                    usage = completion.usage.plain()
-                    usd = self._usd(usage)
-                    self._pacer.correct(usage.prompt_tokens + usage.completion_tokens - likely_tokens)
-                    self._reply_tokens += 0.1 * (usage.completion_tokens - self._reply_tokens)
-            except openai.APIStatusError as error:
-                usd = 0.0
-                raise self._meaning(error) from error
-            finally:
-                await self.purse.settle(call, usage, usd)
+        await self._pacer.wait(likely_tokens)
+        if self._stopped:
+            raise self._stopped
+        most_tokens = sent_bytes + _TOKENS_PER_MESSAGE * len(messages)
+        # What a call without an end may have been billed.
+        usage, usd = Usage(), self._usd(Usage(most_tokens, self._max_reply_tokens))
+        call = await self._reserve(usd)
+        try:
+            completion = await self._send(request)
+            if completion.usage is not None:
+                usage = completion.usage.plain()
+                usd = self._usd(usage)
+                self._pacer.correct(usage.prompt_tokens + usage.completion_tokens - likely_tokens)
+                self._reply_tokens += 0.1 * (usage.completion_tokens - self._reply_tokens)
+        except openai.APIStatusError as error:
+            usd = 0.0
+            raise self._meaning(error) from error
+        finally:
+            await self.purse.settle(call, usage, usd)
         return completion.reply(self.model)
 
     async def _reserve(self, most_usd: float) -> int:

@@ -77,7 +77,7 @@ def _mean(token: Token, offset: int, score: int, scale: tuple[float, float]) -> 
     for text, logprob in token.alternatives.items():
         digits = text.removeprefix(before).strip()
         if text.startswith(before) and digits.isascii() and digits.isdigit() and scale[0] <= int(digits) <= scale[1]:
-            mass[int(digits)] = mass.get(int(digits), 0.0) + math.exp(logprob)
+            mass[int(digits)] = mass.get(int(digits), 0.0) + math.exp(min(logprob, 0.0))  # rounding may exceed 0
     total = math.fsum(mass.values())
     if not total > 0:
         raise NoDistribution("the endpoint sent no log-probabilities of the scale's tokens")

@@ -104,6 +104,7 @@ class LlmJudge:
         per_criterion: one call for each criterion.
         expected_score: score by the mean over the scale.
         max_reply_retries: further tries after a reply outside the protocol.
+        max_concurrency: most questions under way, each until its verdict is kept: a kill loses no more than these.
         cache: verdicts of all runs; none: every answer is asked about.
         rivals: by prompt id the fixed answers to compare with; none: answers are graded.
         setting: dotted path of the judge's settings, for messages.
@@ -119,6 +120,7 @@ class LlmJudge:
         per_criterion: bool,
         expected_score: bool,
         max_reply_retries: int,
+        max_concurrency: int,
         cache: VerdictCache | None,
         rivals: Mapping[str, Response] | None,
         setting: str,
@@ -130,6 +132,7 @@ class LlmJudge:
         self._parts = [rubric.only(one) for one in rubric.criteria] if per_criterion else [rubric]
         self._expected = expected_score
         self._max_reply_retries = max_reply_retries
+        self._places = asyncio.Semaphore(max_concurrency)
         self._cache = cache
         self._rivals = rivals
         self._setting = setting
@@ -223,16 +226,15 @@ class LlmJudge:
             done.exception()  # whoever waited for it has it; nobody may be left
 
     async def _known_or_paid(self, key: str, question: Question) -> Sample | Unscored:
-        if self._cache is None:
-            return await self._ask(question)
-        known = await self._cache.get(key)
+        known = None if self._cache is None else await self._cache.get(key)
         # A name such as gpt-4o-mini moves on to other weights; its old verdicts are those of another judge.
         if known is not None and self._answers_as in (None, known["model"]):
             self._endpoint.purse.cached()
             return Sample.from_dict(known)
-        result = await self._ask(question)
-        if isinstance(result, Sample):
-            await self._cache.put(key, result.to_dict())
+        async with self._places:
+            result = await self._ask(question)
+            if self._cache is not None and isinstance(result, Sample):
+                await self._cache.put(key, result.to_dict())
         return result
 
     async def _ask(self, question: Question) -> Sample | Unscored:

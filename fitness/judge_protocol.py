@@ -26,8 +26,10 @@ Form = TypeVar("Form", bound=BaseModel)
 
 # A reply to a rubric takes a few kilobytes; what is longer is no verdict, and would be paid for again in a retry.
 _LONGEST_REPLY_CHARS = 50_000
+_LONGEST_COMPLAINT_CHARS = 500
 _FENCE = re.compile(r"\A```(?:json)?\s*\n(.*)\n```\Z", re.DOTALL)
-_CONTROL_TOKEN = re.compile(r"<|\[(?=/?[A-Z_]{2,}\])")
+# Half of a surrogate pair is no control token, but no request can carry it either.
+_UNSENDABLE = re.compile(r"<|\[(?=/?[A-Z_][A-Z_0-9]+\])|[\ud800-\udfff]")
 
 
 class ProtocolError(Exception):
@@ -143,9 +145,9 @@ def comparison(rubric: Rubric, prompt: Prompt, response: Response, rival: Respon
 def correction(reply: str, complaint: str) -> Messages:
     """What is added to a conversation after a reply outside the protocol."""
     request = f"That reply did not keep to the protocol: {complaint}. Send the corrected JSON object only."
-    # An empty or a huge one would not help.
-    previous = [{"role": "assistant", "content": reply}] if 0 < len(reply) < _LONGEST_REPLY_CHARS else []
-    return [*previous, {"role": "user", "content": request}]
+    # An empty or a huge one would not help. It may quote the answer, which must not get out of its quotes that way.
+    previous = [{"role": "assistant", "content": _sendable(reply)}] if 0 < len(reply) < _LONGEST_REPLY_CHARS else []
+    return [*previous, {"role": "user", "content": _sendable(request)}]
 
 
 def _grading_task(rubric: Rubric) -> str:
@@ -179,13 +181,14 @@ def _system(task: str, reply: str) -> dict[str, str]:
 
 
 def _user(data: Mapping[str, Any]) -> dict[str, str]:
-    return {"role": "user", "content": _quoted(data)}
+    return {"role": "user", "content": _sendable(json.dumps(data, ensure_ascii=False, indent=1))}
 
 
-def _quoted(data: Mapping[str, Any]) -> str:
-    text = json.dumps(data, ensure_ascii=False, indent=1)
-    # Outside of strings JSON has neither sign before a letter, so only what is quoted is changed, and only in form.
-    return _CONTROL_TOKEN.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)
+def _sendable(text: str) -> str:
+    """Without control tokens. Of JSON only what is quoted is changed, and only in form: outside of strings it has
+    neither sign before a letter.
+    """
+    return _UNSENDABLE.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)
 
 
 def _graded(rubric: Rubric, prompt: Prompt, response: Response) -> dict[str, Any]:
@@ -238,12 +241,17 @@ def _read(text: str, rubric: Rubric, form: type[Form]) -> dict[str, Form]:
     try:
         judged = TypeAdapter(dict[str, form]).validate_python(data)  # type: ignore[valid-type]
     except ValidationError as error:
-        raise ProtocolError(explain(error, form)) from error
+        raise ProtocolError(_brief(explain(error, form))) from error
     names = [criterion.name for criterion in rubric.criteria]
     if set(judged) != set(names):
         found = ", ".join(list(judged)[:20]) or "none"
-        raise ProtocolError(f"expected the criteria {', '.join(names)}, found {found}")
+        raise ProtocolError(f"expected the criteria {', '.join(names)}, found {_brief(found)}")
     return judged
+
+
+def _brief(said: str) -> str:
+    """One short line, although it names the keys of a reply."""
+    return " ".join(said.split())[:_LONGEST_COMPLAINT_CHARS]
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -69,7 +69,6 @@ def build_judge(
         logprobs=config.expected_score,
         max_retries=config.max_retries,
         timeout_seconds=config.timeout_seconds,
-        max_concurrency=config.max_concurrency,
         setting=setting,
     )
     return LlmJudge(
@@ -80,6 +79,7 @@ def build_judge(
         per_criterion=config.calls == "per_criterion",
         expected_score=config.expected_score,
         max_reply_retries=config.max_reply_retries,
+        max_concurrency=config.max_concurrency,
         cache=VerdictCache(cache) if cache is not None and config.cache else None,
         rivals=rivals,
         setting=setting,
@@ -141,10 +141,12 @@ def read_rivals(
                 continue
             try:
                 data = json.loads(text)
+                if not isinstance(data, dict):
+                    raise ValueError(f"found {type(data).__name__}")
                 line = _Line.model_validate(data) if "prompt_id" in data else None
             except ValidationError as error:
                 raise ScoringSetupError(f"{path}:{number}: {explain(error, _Line)}") from error
-            except (ValueError, TypeError) as error:
+            except (ValueError, RecursionError) as error:
                 raise ScoringSetupError(f"{path}:{number}: not a JSON object: {error}") from error
             if line is not None:
                 answer = Response(line.prompt_id, line.text, line.tokens, line.finish)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import math
 import random
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC
 
 _LONGEST_BACKOFF_SECONDS = 30.0
 
@@ -28,20 +30,27 @@ class Pacer:
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
         self._seconds_per_request = 60 / requests_per_minute if requests_per_minute else 0.0
         self._seconds_per_token = 60 / tokens_per_minute if tokens_per_minute else 0.0
-        self._free_at = -float("inf")  # when the next one may go, on the monotonic clock
-        self._held_until = -float("inf")
+        # When the next one may go, on the monotonic clock: by requests, by tokens, by the server's wish. Apart, because
+        # tokens that were estimated too high are given back, and that must not make requests faster.
+        self._request_at = self._tokens_at = self._held_until = -math.inf
         self._turn = asyncio.Lock()
+        self._changed = asyncio.Event()
 
     async def wait(self, tokens: int) -> None:
         """Returns when a request of so many tokens may be sent."""
         async with self._turn:
-            while (pause := max(self._free_at, self._held_until) - time.monotonic()) > 0:
-                await asyncio.sleep(pause)
-            self._free_at = time.monotonic() + max(self._seconds_per_request, tokens * self._seconds_per_token)
+            while (pause := max(self._request_at, self._tokens_at, self._held_until) - time.monotonic()) > 0:
+                self._changed.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), pause)
+            now = time.monotonic()
+            self._request_at = now + self._seconds_per_request
+            self._tokens_at = now + tokens * self._seconds_per_token
 
     def correct(self, tokens: int) -> None:
         """Says that a request took so many tokens more (or fewer, negative) than it was let through with."""
-        self._free_at += tokens * self._seconds_per_token
+        self._tokens_at += tokens * self._seconds_per_token
+        self._changed.set()
 
     def hold(self, seconds: float) -> None:
         """Lets nothing through for so long: the server has asked for it."""
@@ -53,11 +62,12 @@ def asked_pause_seconds(headers: Mapping[str, str]) -> float | None:
     for name, unit_seconds in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         with suppress(KeyError, ValueError):
             seconds = float(headers[name]) * unit_seconds
-            if seconds >= 0:  # not NaN either
+            if 0 <= seconds < math.inf:  # not NaN either
                 return seconds
     with suppress(KeyError, ValueError):
         until = email.utils.parsedate_to_datetime(headers["retry-after"])
-        return max(0.0, until.timestamp() - time.time())
+        # Two of the three forms of a date name no zone and are in UTC (RFC 9110, section 5.6.7).
+        return max(0.0, (until if until.tzinfo else until.replace(tzinfo=UTC)).timestamp() - time.time())
     return None
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fitness.errors import JudgeStopped
+from fitness.errors import JudgeStopped, ScoringSetupError
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,9 @@ class Purse:
         setting: dotted path of the judge's settings; tells the judges of a file apart, and stands in messages.
         max_usd: cap in US dollars; none: no cap.
         max_calls: cap on the calls; none: no cap.
+
+    Raises:
+        ScoringSetupError: the file cannot be opened, or is no such file.
     """
 
     def __init__(self, path: Path | None, setting: str, *, max_usd: float | None, max_calls: int | None) -> None:
@@ -93,7 +96,7 @@ class Purse:
             Its number.
 
         Raises:
-            JudgeStopped: it could exceed a cap.
+            JudgeStopped: it could exceed a cap, or cannot be written down.
         """
         async with self._settled:
             # What is under way is booked with its most; when it is settled there may be room.
@@ -113,15 +116,21 @@ class Purse:
             number: from :meth:`reserve`.
             usage: what the server counted.
             usd: what it cost.
+
+        Raises:
+            JudgeStopped: it cannot be written down; the call keeps counting with its most.
         """
         async with self._settled:
-            await asyncio.to_thread(self._end, number, usage, usd)
-            self._add(
-                prompt_tokens=usage.prompt_tokens,
-                completion_tokens=usage.completion_tokens,
-                usd=usd - self._open_usd.pop(number),
-            )
-            self._settled.notify_all()
+            most_usd = self._open_usd.pop(number)
+            try:
+                await asyncio.to_thread(self._end, number, usage, usd)
+                self._add(
+                    prompt_tokens=usage.prompt_tokens,
+                    completion_tokens=usage.completion_tokens,
+                    usd=usd - most_usd,
+                )
+            finally:  # who waits for room must hear of it in any case
+                self._settled.notify_all()
 
     def cached(self) -> None:
         """Counts a verdict that needed no call."""
@@ -152,17 +161,25 @@ class Purse:
         self._spent = Spent(**{name: value + more.get(name, 0) for name, value in asdict(self._spent).items()})
 
     def _begin(self, most_usd: float) -> int:
-        with self._lock:
-            row = self._file.execute("INSERT INTO calls (setting, usd) VALUES (?, ?)", (self._setting, most_usd))
-            assert row.lastrowid is not None
-            return row.lastrowid
+        row = self._write("INSERT INTO calls (setting, usd) VALUES (?, ?)", (self._setting, most_usd))
+        assert row.lastrowid is not None
+        return row.lastrowid
 
     def _end(self, number: int, usage: Usage, usd: float) -> None:
-        with self._lock:
-            self._file.execute(
-                "UPDATE calls SET usd = ?, prompt_tokens = ?, completion_tokens = ? WHERE number = ?",
-                (usd, usage.prompt_tokens, usage.completion_tokens, number),
-            )
+        self._write(
+            "UPDATE calls SET usd = ?, prompt_tokens = ?, completion_tokens = ? WHERE number = ?",
+            (usd, usage.prompt_tokens, usage.completion_tokens, number),
+        )
+
+    def _write(self, statement: str, values: tuple[Any, ...]) -> sqlite3.Cursor:
+        try:
+            with self._lock:
+                return self._file.execute(statement, values)
+        except sqlite3.Error as error:
+            raise JudgeStopped(
+                f"{self._setting}: the cost of a call cannot be written down ({error}), so no more is asked. Make room "
+                "on the disk, and the folder writable."
+            ) from error
 
 
 def read_spending(path: Path) -> Mapping[str, Spent]:
@@ -187,13 +204,19 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _open(path: Path | None) -> sqlite3.Connection:
-    # Autocommit: every statement is durable when it returns. The rollback journal also works on network disks.
-    file = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False, timeout=60)
-    file.execute(
-        "CREATE TABLE IF NOT EXISTS calls (number INTEGER PRIMARY KEY, setting TEXT NOT NULL, usd REAL NOT NULL,"
-        " prompt_tokens INTEGER NOT NULL DEFAULT 0, completion_tokens INTEGER NOT NULL DEFAULT 0)"
-    )
-    file.execute("CREATE TABLE IF NOT EXISTS cached (setting TEXT PRIMARY KEY, count INTEGER NOT NULL)")
+    try:
+        # Autocommit: every statement is durable when it returns. The rollback journal also works on network disks.
+        file = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False, timeout=60)
+        file.execute(
+            "CREATE TABLE IF NOT EXISTS calls (number INTEGER PRIMARY KEY, setting TEXT NOT NULL, usd REAL NOT NULL,"
+            " prompt_tokens INTEGER NOT NULL DEFAULT 0, completion_tokens INTEGER NOT NULL DEFAULT 0)"
+        )
+        file.execute("CREATE TABLE IF NOT EXISTS cached (setting TEXT PRIMARY KEY, count INTEGER NOT NULL)")
+    except sqlite3.Error as error:
+        raise ScoringSetupError(
+            f"{path}, which counts what the judge has cost, cannot be used: {error}. Restore it and make its folder "
+            "writable, or move it away to count from 0 again."
+        ) from error
     return file
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fitness.errors import ScoringSetupError
+from fitness.errors import JudgeStopped, ScoringSetupError
 
 
 class VerdictCache:
@@ -30,6 +30,7 @@ class VerdictCache:
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
+        self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Autocommit, so that a verdict is safe when `put` returns. The rollback journal also works on network
@@ -39,18 +40,23 @@ class VerdictCache:
                 "CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL) WITHOUT ROWID"
             )
         except (OSError, sqlite3.Error) as error:
-            raise ScoringSetupError(
-                f"the judge's cache {path} cannot be used: {error}. Move it away, point EVOLVE_CACHE at a folder that "
-                "can be written, or set cache: false for the judge."
-            ) from error
+            raise ScoringSetupError(self._unusable(error)) from error
 
     async def get(self, key: str) -> Any | None:
-        """The verdict of a key, as plain data."""
+        """The verdict of a key, as plain data.
+
+        Raises:
+            JudgeStopped: the file cannot be read any more.
+        """
         row = await asyncio.to_thread(self._execute, "SELECT verdict FROM verdicts WHERE key = ?", (key,))
         return None if row is None else json.loads(row[0])
 
     async def put(self, key: str, verdict: Mapping[str, Any]) -> None:
-        """Keeps a verdict; durable when this returns."""
+        """Keeps a verdict; durable when this returns.
+
+        Raises:
+            JudgeStopped: the file cannot be written any more, and what is not kept would be paid for again.
+        """
         values = (key, json.dumps(verdict, ensure_ascii=True))
         await asyncio.to_thread(self._execute, "INSERT OR REPLACE INTO verdicts VALUES (?, ?)", values)
 
@@ -59,8 +65,17 @@ class VerdictCache:
         self._file.close()
 
     def _execute(self, statement: str, values: tuple[str, ...]) -> Any:
-        with self._lock:
-            return self._file.execute(statement, values).fetchone()
+        try:
+            with self._lock:
+                return self._file.execute(statement, values).fetchone()
+        except sqlite3.Error as error:
+            raise JudgeStopped(self._unusable(error)) from error
+
+    def _unusable(self, error: Exception) -> str:
+        return (
+            f"the judge's cache {self._path} cannot be used: {error}. Make room on the disk, move it away, point "
+            "EVOLVE_CACHE at a folder that can be written, or set cache: false for the judge."
+        )
 
 
 def key_of(content: Any) -> str:

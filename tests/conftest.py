@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -185,6 +188,18 @@ def build_family(root: Path, kind: str, *, shard: str) -> Family:
                     parameter.add_(torch.randn_like(parameter) * 0.6 * parameter.std().nan_to_num(0.1))
         save(model, tokenizer, root / name, shard)
     return Family(root)
+
+
+@pytest.fixture(scope="session")
+def judge_module() -> ModuleType:
+    """``tests/fitness/judge_server.py``, for tests of other packages."""
+    spec = importlib.util.spec_from_file_location("judge_server", Path(__file__).parent / "fitness" / "judge_server.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -89,14 +89,12 @@ def test_command_can_be_typed(words: list[str]) -> None:
 def parse(arguments: list[str]) -> None:
     """As the command line would, without running it; raises its errors."""
     group: Any = typer.main.get_command(app)
-    if not arguments:
-        return
-    if arguments[0] == "--help":
-        return
-    assert arguments[0] in group.commands, f"evolve has no command {arguments[0]}"
-    command = group.commands[arguments[0]]
-    if len(arguments) > 1:  # a bare name in running text stands for the command
-        command.make_context(arguments[0], arguments[1:])
+    while arguments and arguments[0] != "--help" and hasattr(group, "commands"):
+        name, *arguments = arguments
+        assert name in group.commands, f"evolve has no command {name}"
+        group = group.commands[name]
+    if arguments and not hasattr(group, "commands"):  # a bare name in running text stands for the command
+        group.make_context(group.name, arguments)
 
 
 def test_an_option_that_does_not_exist_is_noticed() -> None:

@@ -26,7 +26,7 @@ from tests.fitness.judge_server import (
 )
 
 ANSWER = "青ですわ"
-QUICK: dict[str, Any] = {"max_retries": 1, "max_reply_retries": 1, "timeout_seconds": 0.3}
+QUICK: dict[str, Any] = {"max_retries": 1, "max_reply_retries": 1}
 TIRED = "broke the protocol 2 times, the last time: "
 
 # What becomes of an answer whose judge does nothing else: the start of the reason, and what is kept of the reply.
@@ -83,6 +83,11 @@ def judged(server: JudgeServer, answer: str = ANSWER, **config: Any) -> Outcome:
     return outcome
 
 
+def patience(name: str) -> float:
+    """Seconds: short where a timeout is what is tested, else long enough for a busy machine."""
+    return 0.3 if name in ("timeout", "trickle") else 20.0
+
+
 def formats(requests: Iterable[Request]) -> list[str | None]:
     return [request.get("response_format", {}).get("type") for request in requests]
 
@@ -90,14 +95,15 @@ def formats(requests: Iterable[Request]) -> list[str | None]:
 @pytest.mark.parametrize("name", sorted(MISBEHAVIOURS.keys() - STOPPED.keys() - {"refusal"}))
 def test_a_judge_that_recovers_is_believed(judge_server: JudgeServer, name: str) -> None:
     judge_server.behave(name, "honest")
-    assert is_honest(judged(judge_server))
-    assert len(judge_server.requests) <= 2
+    assert is_honest(judged(judge_server, timeout_seconds=patience(name), max_retries=3))
+    # After a reply that came too late on purpose, an honest one may be late on a busy machine.
+    assert len(judge_server.requests) <= (4 if patience(name) < 1 else 2)
 
 
 @pytest.mark.parametrize("name", UNSCORED)
 def test_a_judge_that_does_not_recover_leaves_the_answer_unscored(judge_server: JudgeServer, name: str) -> None:
     judge_server.behave(name)
-    outcome = judged(judge_server)
+    outcome = judged(judge_server, timeout_seconds=patience(name))
     reason, reply = UNSCORED[name]
     assert isinstance(outcome, Unscored)
     assert re.search(reason, outcome.reason)
@@ -216,11 +222,8 @@ def test_without_probabilities_no_expected_score_is_made_up(judge_server: JudgeS
 def test_one_call_per_criterion_asks_for_one_criterion(judge_server: JudgeServer) -> None:
     judge_server.behave("missing_criterion", "honest")
     assert is_honest(judged(judge_server, calls="per_criterion", max_concurrency=1))
-    assert [read_question(request)["criteria"] for request in judge_server.requests] == [
-        ["right"],
-        ["short"],
-        ["right"],
-    ]
+    asked = [read_question(request)["criteria"] for request in judge_server.requests]
+    assert asked == [["right"], ["right"], ["short"]]  # a question keeps its place until it has its verdict
 
 
 STRANGE = [
