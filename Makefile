@@ -11,16 +11,19 @@ EXTRA ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 ARGS ?=
 
-.PHONY: help setup demo test test-fast test-gpu check bench clean
+.PHONY: help setup demo demo-judged test test-fast test-gpu check bench clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup:  ## create or update .venv with pinned versions (every other target does it first)
 	@EXTRA='$(EXTRA)' $(PYTHON) scripts/setup_venv.py
 
 demo: setup  ## train three small models, search for their best merge, show it (ARGS="--seed 2")
 	$(BIN)/evolve demo $(ARGS)
+
+demo-judged: setup  ## the demo with a judge on vLLM's own server, one of random weights (ARGS="--name again")
+	scripts/demo_judged.sh $(ARGS)
 
 test: setup  ## the whole test suite, real engines included (ARGS="tests/evolve -k budget")
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
