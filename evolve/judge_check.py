@@ -75,7 +75,7 @@ def _columns(tried: Trial, verdicts: Sequence[Verdict | Unscored]) -> dict[str, 
     wholes = {i: tried.score(one) for i, one in scored.items()}
     columns = {"score": {i: whole for i, whole in wholes.items() if whole is not None}}
     for criterion in tried.rubric.criteria:
-        columns[criterion.name] = {i: one.criteria[criterion.name].score for i, one in scored.items()}
+        columns[criterion.name] = {i: tried.points(one)[criterion.name] for i, one in scored.items()}
     return columns
 
 

@@ -23,7 +23,7 @@ def ask_report(report: Report) -> RenderableType:
     for name in samples[0]:
         for sample in samples:
             table.add_row(name, f"{sample[name]['score']:g}", Text(sample[name]["reason"]))
-    low, high = report["verdict"]["scale"]
+    low, high = report["scale"]
     lines = [f"Score: {report['score']:.2f} on a scale from {low:g} to {high:g} (weighted mean over the criteria)."]
     if report["spread"]:
         spread = ", ".join(f"{name} {value:.2f}" for name, value in report["spread"].items())

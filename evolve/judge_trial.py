@@ -11,10 +11,12 @@ from typing import Any
 
 from evolve.config import RunConfig
 from evolve.errors import ConfigError
-from evolve.judging import Judging, judging, rivals_of
+from evolve.judging import Judging, judging
 from evolve.resources import configs_dir
 from fitness.explain import suggestion
 from fitness.judge import Judge
+from fitness.judge_config import JudgeConfig
+from fitness.judges import read_rivals
 from fitness.prompts import Message, Prompt, load_prompts
 from fitness.responses import Response
 from fitness.rubric import Rubric
@@ -31,12 +33,16 @@ class Trial:
         rubric: what it is asked.
         answers_as: the name under which it answers.
         prompts: of the config, by id.
+        setting: dotted path of its settings.
+        rivals: by prompt id the fixed answers that it compares with; none: it grades.
     """
 
     judge: Judge
     rubric: Rubric
     answers_as: str
     prompts: Mapping[str, Prompt]
+    setting: str
+    rivals: Mapping[str, Response] | None
     _judging: Judging
     _system: str | None
     _say: Callable[[str], None]
@@ -64,9 +70,15 @@ class Trial:
         """Judges answers side by side: (prompt, answer, how often it was judged before).
 
         Raises:
+            ConfigError: a prompt has no answer to compare with.
             JudgeStopped: the judge cannot or may not be asked any more.
         """
-
+        for prompt, *_ in asked:
+            if self.rivals is not None and prompt.id not in self.rivals:
+                raise ConfigError(
+                    f"{self.setting}.against: no answer to compare with for {prompt.messages[-1].content[:80]!r}; add "
+                    f"it, ask by prompt id, or grade instead: --set {self.setting}.against=[]"
+                )
         if len(asked) > 1:
             self._say(f"judging {len(asked)} answers")
 
@@ -75,11 +87,19 @@ class Trial:
 
         return self._judging.submit(every()).result()
 
+    def points(self, verdict: Verdict) -> dict[str, float]:
+        """By criterion the score on the rubric's scale; where answers were compared a loss is its worst, a win its
+        best."""
+        low, high = self.rubric.scale.min, self.rubric.scale.max
+        if verdict.scale == (low, high):
+            return {name: one.score for name, one in verdict.criteria.items()}
+        return {name: low + verdict.unit(one.score) * (high - low) for name, one in verdict.criteria.items()}
+
     def score(self, verdict: Verdict | Unscored) -> float | None:
-        """The weighted mean over the criteria, on the scale; ``None`` where there is none."""
+        """The weighted mean over the criteria, on the rubric's scale; ``None`` where there is none."""
         if isinstance(verdict, Unscored):
             return None
-        low, high = verdict.scale
+        low, high = self.rubric.scale.min, self.rubric.scale.max
         units = {name: verdict.unit(one.score) for name, one in verdict.criteria.items()}
         return low + self.rubric.value(units) * (high - low)
 
@@ -113,18 +133,20 @@ def trial(config: RunConfig, *, final: bool, say: Callable[[str], None]) -> Iter
     chosen = config.fitness.final_judge if final else config.fitness.judge
     if chosen is None:
         raise ConfigError(f"{setting}: missing, so there is no judge to try; add it, with a term {{metric: judge}}.")
-    alone = config.model_copy(
-        update={"fitness": config.fitness.model_copy(update={"judge": chosen, "final_judge": None})}
-    )
+    # Under its own name, which stands in messages.
+    judges = {"judge": None, "final_judge": None} | {setting.removeprefix("fitness."): chosen}
+    alone = config.model_copy(update={"fitness": config.fitness.model_copy(update=judges)})
     prompts = load_prompts(config.prompts, root=config.root)
     scoring = check_scoring(alone.fitness, prompts=prompts, root=config.root, rubrics_dir=configs_dir() / "rubrics")
     assert scoring.rubric is not None
-    by_split = {split: [one for one in prompts if one.split == split] for split in ("search", "validation")}
-    rivals = rivals_of(alone, by_split)  # type: ignore[arg-type]
-    with judging(alone, scoring, rivals, spending=None, say=say) as stage:
+    against = chosen.against if isinstance(chosen, JudgeConfig) else ()
+    rivals = read_rivals(against, prompts=(), root=config.root, setting=setting)
+    if rivals is not None:
+        say("answers are compared: the worst score stands for a loss against the fixed answer, the best for a win")
+    with judging(alone, scoring, {} if rivals is None else {setting: rivals}, spending=None, say=say) as stage:
         known = {one.id: one for one in prompts}
-        judge, name = stage.judges["fitness.judge"], stage.answers_as["fitness.judge"]
-        yield Trial(judge, scoring.rubric, name, known, stage, config.prompts.system, say)
+        judge, name = stage.judges[setting], stage.answers_as[setting]
+        yield Trial(judge, scoring.rubric, name, known, setting, rivals, stage, config.prompts.system, say)
 
 
 def ask(tried: Trial, prompt: Prompt, answer: str) -> dict[str, Any]:

@@ -72,6 +72,8 @@ class Judging:
             self.submit(judge.close()).result(timeout=_CLOSING_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
+        if not self._thread.is_alive():
+            self._loop.close()
 
 
 def judges_of(config: RunConfig) -> dict[str, AnyJudgeConfig]:

@@ -12,6 +12,16 @@ if ! "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec
     exit 2
 fi
 
+# Always the same one, because a run that is gone on with asks the address that stands in its config.
+port="${PORT:-18643}"
+if ! "$python" -c "import socket
+with socket.socket() as probe:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(('127.0.0.1', $port))" 2>/dev/null; then
+    echo "error: port $port is taken; free it, or name another: PORT=18644 make demo-judged." >&2
+    exit 2
+fi
+
 cat <<'TEXT'
 The judge of this demo is a model of 3 million random weights: it proves the protocol, not judgement. Its reasons are
 noise, and so are its scores; they weigh little beside the demo's own metrics.
@@ -21,10 +31,6 @@ cd "$root"
 model=$("$python" -c 'from rich.console import Console
 from evolve.demo import demo_models
 print(demo_models(Console(stderr=True)).base)')
-port=$("$python" -c 'import socket
-with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    print(probe.getsockname()[1])')
 log=$(mktemp -t demo-judge.XXXXXX.log)
 server=
 
@@ -71,7 +77,7 @@ terms="[{metric: all_of, of: [{metric: contains}, {metric: ends_with, endings: $
     {metric: contains, weight: 0.1}, {metric: ends_with, endings: $endings, weight: 0.1},
     {metric: judge, rubric: judge.yaml, weight: 0.2}]"
 judge="{model: demo-judge, base_url: 'http://127.0.0.1:$port/v1', temperature: 1.0, max_concurrency: 24,
-    timeout_seconds: 600}"
+    max_reply_retries: 5, timeout_seconds: 600}"
 
 "$python" -c 'from evolve.cli import main; main()' demo --name demo-judged \
     --set "fitness.terms=$terms" --set "fitness.judge=$judge" \

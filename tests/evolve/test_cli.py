@@ -138,6 +138,7 @@ def test_plan_explains_and_prints_the_contract(
         "baselines": 6,
         "finalists": 4,
         "total_evaluations": 26,
+        "judges": [],
     }
     code, out, _ = in_process("plan", str(config_file))
     words = " ".join(out.split())

@@ -179,6 +179,62 @@ def test_a_judge_that_cannot_be_asked_is_said_once(
     assert said in err
 
 
+def test_the_final_judge_is_called_by_its_own_setting(
+    cli: Cli, config: Path, server: Any, judge_module: ModuleType
+) -> None:
+    server.behave("401")
+    judge = json.dumps({"base_url": server.url, "model": "dearer"})
+    arguments = ["--prompt-id", "capital", "--answer", "x", "--set", f"fitness.final_judge={judge}"]
+    code, _, err = cli("judge", "ask", config, "--final", *arguments)
+    assert code == 2
+    assert "error: fitness.final_judge: " in err
+
+
+# Judges that compare
+
+
+def compared(config: Path, ids: Sequence[str]) -> list[str]:
+    lines = [{"prompt_id": one, "text": "a fixed answer"} for one in ids]
+    (config.parent / "rivals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return ["--set", "fitness.judge.against=[rivals.jsonl]"]
+
+
+def prefers_sevens(judge_module: ModuleType) -> Callable[[Mapping[str, Any]], Any]:
+    def answer(request: Mapping[str, Any]) -> Any:
+        question = judge_module.read_question(request)
+        seven = next((name for name in ("a", "b") if question[f"answer_{name}"].startswith("7")), None)
+        said = {"reason": "so", "better": seven.upper() if seven else "tie"}
+        return judge_module.Reply(json.dumps(dict.fromkeys(question["criteria"], said)))
+
+    return answer
+
+
+def test_a_comparison_is_reported_on_the_rubrics_scale(
+    cli: Cli, config: Path, server: Any, judge_module: ModuleType, tmp_path: Path
+) -> None:
+    server.script_each(prefers_sevens(judge_module))
+    against = compared(config, ["capital"])
+    labels = labels_file(tmp_path, scored([(7, 7), (1, 4), (1, 4), (7, 7)]))
+    code, out, err = cli("judge", "check", config, "--labels", labels, "--json", *against)
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["agreement"]["score"]["alpha"]["value"] == pytest.approx(1.0)
+    for counts in report["histogram"].values():
+        assert counts == {"1": 0, "2": 0, "3": 0, "4": 2, "5": 0, "6": 0, "7": 2}
+    code, out, _ = cli("judge", "ask", config, "--prompt-id", "capital", "--answer", "7", *against)
+    assert code == 0
+    assert "Score: 7.00 on a scale from 1 to 7" in out
+
+
+@pytest.mark.parametrize("question", [["--prompt", "1 + 1?"], ["--prompt-id", "colour"]])
+def test_a_question_without_an_answer_to_compare_with_is_one_message(
+    cli: Cli, config: Path, question: list[str]
+) -> None:
+    code, out, err = cli("judge", "ask", config, *question, "--answer", "2", *compared(config, ["capital"]))
+    assert (code, out) == (2, "")
+    assert "fitness.judge.against: no answer to compare with" in err
+
+
 # evolve judge check
 
 
