@@ -70,6 +70,7 @@ _CAUTIONS = {
     "fitness.final_judge.base_url": "scores before and after compare only if it is the same judge",
 }
 
+_JUDGES = ("fitness.judge.", "fitness.final_judge.")
 _LENGTHS = {"budget.max_fevals", "budget.generations"}
 OF_THE_PLAN = {*_LENGTHS, "finalists.top_k"}
 
@@ -91,10 +92,15 @@ _REASONS = {
 }
 
 
-def changed_settings(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+def changed_settings(old: RunConfig, new: RunConfig, *, judged: bool = True) -> dict[str, tuple[Any, Any]]:
     """What differs: dotted path to (old, new) value.
 
     Unsetting one of the two that say how long the search goes on says nothing, and is no change.
+
+    Args:
+        old: the run's.
+        new: as it is wished.
+        judged: whether any score is recorded; before that all of a judge's settings can be mended.
 
     Raises:
         ConfigError: a setting that would alter the past of the run.
@@ -106,7 +112,7 @@ def changed_settings(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any
         if before.get(path) != after.get(path)
     }
     for path, (was, wanted) in found.items():
-        if path not in CHANGEABLE:
+        if path not in CHANGEABLE and (judged or not path.startswith(_JUDGES)):
             block = path.split(".")[0]
             near = sorted(name for name in CHANGEABLE if name.split(".")[0] == block)
             raise ConfigError(

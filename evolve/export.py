@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from evolve.baselines import baseline_recipes, parents_of
 from evolve.errors import StoreError
-from evolve.prepare import baseline_recipes, parents_of
 from evolve.run import Run
 from evolve.tables import closing_table, plain
 from evolve.views import Ranked

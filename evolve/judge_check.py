@@ -53,7 +53,7 @@ def check(tried: Trial, labelled: Sequence[Labelled], *, repeats: int) -> dict[s
         "retest": _retest(tried, verdicts, len(asked)) if repeats > 1 else None,
         "histogram": {name: histogram(list(column.values()), low, high) for name, column in judge.items()},
         "length": _length(judge["score"], people["score"], labelled),
-        "cost": tried.cost(len(labelled)),
+        "cost": tried.cost(len(verdicts)),
         "items": [
             {
                 "prompt": prompt.messages[-1].content,

@@ -131,10 +131,10 @@ def _parents(name: str, runs_dir: Path) -> list[Path]:
 
 def _answers(tried: Trial, files: Sequence[Path], count: int) -> list[tuple[Prompt, Response]]:
     """Answers to prompts of the config, taken from the files in turn, each prompt once."""
-    from fitness.judges import read_rivals
+    from fitness.judges import read_answers
 
     taken: dict[str, Response] = {}
-    pools = [read_rivals([file], prompts=(), root=Path(), setting="--answers") or {} for file in files]
+    pools = [read_answers(file, setting="--answers") for file in files]
     for prompt_id in sorted({one for pool in pools for one in pool}):
         holders = [pool for pool in pools if prompt_id in pool]
         taken[prompt_id] = holders[len(taken) % len(holders)][prompt_id]

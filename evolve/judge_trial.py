@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from evolve.config import RunConfig
@@ -22,6 +22,7 @@ from fitness.responses import Response
 from fitness.rubric import Rubric
 from fitness.scorer import check_scoring
 from fitness.scores import Unscored, Verdict
+from fitness.spending import Spent
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Trial:
     _judging: Judging
     _system: str | None
     _say: Callable[[str], None]
+    _before: Spent
 
     def prompt(self, text: str, *, system: str | None = None, references: Sequence[str] = ()) -> Prompt:
         """A prompt of the user's own words; without a system message it gets the config's."""
@@ -103,10 +105,21 @@ class Trial:
         units = {name: verdict.unit(one.score) for name, one in verdict.criteria.items()}
         return low + self.rubric.value(units) * (high - low)
 
-    def cost(self, answers: int) -> dict[str, Any]:
-        """What was asked of the judge, and what an answer cost."""
-        spent = self.judge.spent
-        return {**spent.to_dict(), "usd_per_answer": spent.usd / answers if answers and spent.usd else None}
+    def cost(self, judgements: int) -> dict[str, Any]:
+        """What was asked of the judge, without the first question.
+
+        Args:
+            judgements: how often an answer was judged, from the cache or not.
+
+        Returns:
+            The fields of ``Spent``, and ``usd_per_answer``: what judging an answer once costs where the cache does not
+            know it; ``None`` where nothing was paid.
+        """
+        now = asdict(self.judge.spent)
+        cost: dict[str, Any] = {name: value - getattr(self._before, name) for name, value in now.items()}
+        asked = cost["calls"] + cost["cached"]
+        paid = judgements * cost["calls"] / asked if asked else 0.0
+        return {**cost, "usd_per_answer": cost["usd"] / paid if paid and cost["usd"] else None}
 
     @property
     def head(self) -> dict[str, Any]:
@@ -146,7 +159,7 @@ def trial(config: RunConfig, *, final: bool, say: Callable[[str], None]) -> Iter
     with judging(alone, scoring, {} if rivals is None else {setting: rivals}, spending=None, say=say) as stage:
         known = {one.id: one for one in prompts}
         judge, name = stage.judges[setting], stage.answers_as[setting]
-        yield Trial(judge, scoring.rubric, name, known, setting, rivals, stage, config.prompts.system, say)
+        yield Trial(judge, scoring.rubric, name, known, setting, rivals, stage, config.prompts.system, say, judge.spent)
 
 
 def ask(tried: Trial, prompt: Prompt, answer: str) -> dict[str, Any]:

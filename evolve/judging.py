@@ -223,6 +223,7 @@ def _started(judge: LocalJudgeConfig, config: RunConfig, setting: str) -> Iterat
         kv_cache_gib=judge.kv_cache_gib,
         max_model_len=judge.max_model_len,
         start_timeout_seconds=judge.start_timeout_seconds,
+        timeout_seconds=judge.timeout_seconds,
         ray_address=config.workers.ray_address,
         cluster_cpus=least_cpus(config.workers.count or 1, config.workers.cpus_per_worker),
     )

@@ -7,36 +7,31 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mergekit.config import MergeConfiguration
-from pydantic import ValidationError
+import torch
 
+from evolve.baselines import SPLITS, baseline_recipes, baselines, parents_of
 from evolve.budget import Plan, make_plan
-from evolve.config import RunConfig, read_yaml
+from evolve.config import RunConfig
 from evolve.environment import check_space
 from evolve.errors import ConfigError
-from evolve.evaluation import Candidate, Kind
+from evolve.evaluation import Candidate
 from evolve.evaluator import EngineEvaluator
 from evolve.genome import Genome
 from evolve.judging import check_judges, gpus_of, judges_of, judging, rivals_of
-from evolve.methods import RANDOM_MASKS
-from evolve.resources import cache_dir, configs_dir
+from evolve.resources import configs_dir
 from evolve.state import SPENDING_FILE
 from fitness.chat import read_template
 from fitness.generation import Generation, resolve_generation
 from fitness.prompts import Prompt, load_prompts
 from fitness.responses import Response
 from fitness.scorer import Scoring, check_scoring
-from workers.engine import EngineSpec, count_workers, make_spec
+from workers.engine import EngineSpec, count_workers, gpus_per_worker, make_spec
 from workers.job import Split
 from workers.merge import Merger
-from workers.models import Architecture, Parent, check_compatible, fingerprint, read_architecture, resolve_parents
+from workers.models import Architecture, check_compatible, fingerprint, read_architecture
 from workers.pool import Pool
-from workers.recipe import Recipe, parent_recipe
 from workers.skeleton import build_skeleton, own_template, tokenise
-
-SPLITS: tuple[Split, Split] = ("search", "validation")
 
 # On the disk, generously: a row with its recipe, once in the history and once in the transcript; an answer's prompt,
 # scores and a judge's reason; a token of the answer as UTF-8 in JSON.
@@ -138,14 +133,14 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
         generation=generation,
         seed=config.seed,
     )
-    baselines = _baselines(config, genome, recipes, out_dtype)
-    workers = count_workers(config.workers, reserved_gpus=sum(gpus_of(one) for one in judges_of(config).values()))
+    compared = baselines(config, genome, recipes, out_dtype)
+    workers = _count_workers(config)
     plan = plan or make_plan(
         dimensions=genome.dimensions,
         budget=config.budget,
         workers=workers,
         noisy=config.search.noise == "high",
-        baseline_models=len(baselines) // len(SPLITS),
+        baseline_models=len(compared) // len(SPLITS),
         top_k=config.finalists.top_k,
     )
     return Prepared(
@@ -154,7 +149,7 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
         out_dtype=out_dtype,
         genome=genome,
         plan=plan,
-        baselines=baselines,
+        baselines=compared,
         prompts=by_split,
         scoring=scoring,
         rivals=rivals,
@@ -178,6 +173,25 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
     )
 
 
+def _count_workers(config: RunConfig) -> int:
+    """How many workers there are, beside the local judges.
+
+    Raises:
+        ConfigError: this machine has too few GPUs for all of them.
+    """
+    judges = sum(gpus_of(one) for one in judges_of(config).values())
+    workers = count_workers(config.workers, reserved_gpus=judges)
+    each = gpus_per_worker(config.workers)
+    there = torch.cuda.device_count()
+    if judges and config.workers.ray_address is None and workers * each + judges > there:
+        raise ConfigError(
+            f"fitness.judge.gpus: the local judge takes {judges:g} of {there} GPUs, which leaves too few for {workers} "
+            f"worker(s) with {each:g} each. Let them share, as with fitness.judge.gpus: 0.3, workers.gpus_per_worker: "
+            "0.7 and gpu_memory_utilization lowered for both, or put the judge on CPUs with fitness.judge.gpus: 0."
+        )
+    return workers
+
+
 def check_disk(prepared: Prepared, folder: Path, evaluations: int) -> str | None:
     """Notice a disk that is too small for what is left to do.
 
@@ -199,30 +213,6 @@ def check_disk(prepared: Prepared, folder: Path, evaluations: int) -> str | None
     )
     per_answer = _BYTES_PER_ANSWER + _BYTES_PER_TOKEN * prepared.generation.max_new_tokens
     return check_space(folder, evaluations * (_BYTES_PER_EVALUATION + answers * per_answer))
-
-
-def parents_of(config: RunConfig, recipes: Sequence[Recipe] = ()) -> dict[str, Parent]:
-    """The genome's models, then its base, then what baseline recipes name besides; as local folders.
-
-    Raises:
-        ModelError: one is missing or unsafe.
-    """
-    genome = config.genome
-    names = [*genome.models, *([genome.base_model] if genome.base_model else [])]
-    names += [name for recipe in recipes for name in _models_of(recipe)]
-    return resolve_parents(names, cache_dir=cache_dir() / "parents", root=config.root)
-
-
-def baseline_recipes(config: RunConfig) -> list[Recipe]:
-    """The recipes that the user lists to compare with.
-
-    Raises:
-        ConfigError: one cannot be read, or mergekit refuses it.
-    """
-    return [
-        _user_recipe(entry, f"baselines.recipes[{index}]", config.root, config.genome.mask_seed)
-        for index, entry in enumerate(config.baselines.recipes)
-    ]
 
 
 @contextmanager
@@ -277,36 +267,3 @@ def _tokens(skeleton: Path, prompts: Sequence[Prompt], template: str | None) -> 
 
 def _digest(content: object) -> str:
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-
-
-def _baselines(config: RunConfig, genome: Genome, recipes: Sequence[Recipe], out_dtype: str) -> list[Candidate]:
-    """Parents first, in the order of the config, each on both splits."""
-    source = config.genome.tokenizer_source
-    named: list[tuple[Kind, str, Recipe]] = []
-    for name in config.genome.models:
-        recipe = parent_recipe(name, dtype=config.genome.dtype, out_dtype=out_dtype, tokenizer_source=source)
-        named.append(("parent", name, recipe))
-    if config.baselines.equal_weights:
-        named.append(("baseline", "equal weights", genome.equal_weights()))
-    for index, recipe in enumerate(recipes):
-        entry = config.baselines.recipes[index]
-        named.append(("baseline", entry.stem if isinstance(entry, Path) else f"recipe {index + 1}", recipe))
-    repeats = {"search": config.search.repeats, "validation": config.finalist_repeats}
-    return [
-        Candidate(f"{kind}-{index:02d}-{split}", kind, label, recipe, split, repeats[split])
-        for split in SPLITS
-        for index, (kind, label, recipe) in enumerate(named)
-    ]
-
-
-def _user_recipe(entry: Path | dict[str, Any], where: str, root: Path, mask_seed: int) -> Recipe:
-    data = read_yaml(root / entry) if isinstance(entry, Path) else entry
-    try:
-        method = MergeConfiguration.model_validate(data).merge_method
-    except (ValidationError, RuntimeError) as error:
-        raise ConfigError(f"{where}: mergekit refuses this recipe: {' '.join(str(error).split())}") from None
-    return Recipe(data, mask_seed=mask_seed if method in RANDOM_MASKS else None)
-
-
-def _models_of(recipe: Recipe) -> list[str]:
-    return sorted(str(m) for m in MergeConfiguration.model_validate(dict(recipe.config)).referenced_models())

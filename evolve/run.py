@@ -190,7 +190,7 @@ class Run:
         with self._held():
             stored = read_yaml(self.folder / "config.yaml")
             config = parse_config(stored, source=f"run {self.name}, --set", overrides=overrides)
-            found = changed_settings(self.config, config)
+            found = changed_settings(self.config, config, judged=len(self.store) > 0)
             plan = changed_plan(
                 self.state.plan,
                 config,

@@ -6,8 +6,9 @@ OpenAI's form: https://platform.openai.com/docs/api-reference/chat/object
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from fitness.expected import Token
 from fitness.spending import Usage
@@ -79,6 +80,16 @@ class Completion(BaseModel):
     choices: tuple[_Choice, ...] = Field(min_length=1)
     model: str | None = None
     usage: _Usage | None = None
+
+    @field_validator("usage", mode="wrap")
+    @classmethod
+    def _usable(cls, value: Any, read: ValidatorFunctionWrapHandler) -> _Usage | None:
+        """A good reply must not be lost for its bookkeeping; without it a call counts with its most."""
+        try:
+            usage: _Usage | None = read(value)
+        except ValidationError:
+            return None
+        return usage
 
     def reply(self, asked: str) -> Reply:
         """As our own type.

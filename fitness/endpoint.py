@@ -19,7 +19,7 @@ from fitness.completion import Completion, Reply
 from fitness.errors import JudgeRefused, JudgeStopped
 from fitness.judge_config import Price, ReplyFormat
 from fitness.judge_protocol import Messages
-from fitness.pacing import Pacer, asked_pause_seconds, backoff_seconds
+from fitness.pacing import Pacer, asked_pause_seconds, pause_seconds
 from fitness.spending import Purse, Usage
 
 _LONGEST_REASON_CHARS = 300
@@ -32,7 +32,6 @@ _MOST_SILENT = 16
 _PASSING = frozenset({408, 409, 425, 429})
 _FATAL = {
     401: "is the key right?",
-    402: "is the account in credit?",
     403: "may this key use it?",
     404: "does it exist?",
 }
@@ -50,9 +49,9 @@ class NoReply(Exception):
 class _Passing(NoReply):
     """Worth another try."""
 
-    def __init__(self, reason: str, reply: str | None = None, *, pause_seconds: float | None = None) -> None:
+    def __init__(self, reason: str, reply: str | None = None, *, asked_seconds: float | None = None) -> None:
         super().__init__(reason, reply)
-        self.pause_seconds = pause_seconds
+        self.asked_seconds = asked_seconds
 
 
 class _Misunderstood(NoReply):
@@ -120,6 +119,11 @@ class Endpoint:
         self._silent = 0
         self._reply_tokens = min(300.0, max_reply_tokens)  # of a usual reply, for the rate
 
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What else than the messages decides a reply: two servers may have different models of one name."""
+        return (str(self._client.base_url), self.model, self._forms, sorted(self._settings.items()))
+
     async def ask(self, messages: Messages, schema: Mapping[str, Any]) -> Reply:
         """One reply.
 
@@ -133,7 +137,7 @@ class Endpoint:
             except _Passing as error:
                 failed = error
                 if attempt < self._max_retries:
-                    await asyncio.sleep(error.pause_seconds or backoff_seconds(attempt))
+                    await asyncio.sleep(pause_seconds(attempt, error.asked_seconds))
             else:
                 self._silent = 0
                 return reply
@@ -186,14 +190,16 @@ class Endpoint:
             request["response_format"] = {"type": "json_object"}
         sent_bytes = len(json.dumps(request, ensure_ascii=False).encode(errors="replace"))
         likely_tokens = round(sent_bytes / 3 + self._reply_tokens)
-        await self._pacer.wait(likely_tokens)
-        if self._stopped:
-            raise self._stopped
         most_tokens = sent_bytes + _TOKENS_PER_MESSAGE * len(messages)
         # What a call without an end may have been billed.
         usage, usd = Usage(), self._usd(Usage(most_tokens, self._max_reply_tokens))
         call = await self._reserve(usd)
+        sent = False
         try:
+            # Nothing may wait between the pacer and the server, or what waited would leave together.
+            await self._pacer.wait(likely_tokens)
+            self._refuse_stopped()
+            sent = True
             completion = await self._send(request)
             if completion.usage is not None:
                 usage = completion.usage.plain()
@@ -204,10 +210,15 @@ class Endpoint:
             usd = 0.0
             raise self._meaning(error) from error
         finally:
-            await self.purse.settle(call, usage, usd)
+            await (self.purse.settle(call, usage, usd) if sent else self.purse.withdraw(call))
         return completion.reply(self.model)
 
+    def _refuse_stopped(self) -> None:
+        if self._stopped:
+            raise self._stopped
+
     async def _reserve(self, most_usd: float) -> int:
+        self._refuse_stopped()
         try:
             return await self.purse.reserve(most_usd)
         except JudgeStopped as error:
@@ -244,10 +255,11 @@ class Endpoint:
         """What a refusal of the server means for this question and for the next ones."""
         status, said = error.status_code, _said(error)
         code = error.body.get("code") if isinstance(error.body, Mapping) else None
-        if status in _FATAL or code == "insufficient_quota":
-            doubt = _FATAL.get(status, _FATAL[402])
-            why = f"{self._setting}: {said}; {doubt} (model {self.model!r} at {self._client.base_url})"
-            self._stopped = self._stopped or JudgeRefused(why)
+        where = f"(model {self.model!r} at {self._client.base_url})"
+        if status == 402 or code == "insufficient_quota":
+            return self._stop(f"{self._setting}: {said}; is the account in credit? {where}")
+        if status in _FATAL and not (status == 403 and self._understood):  # else it was what this answer says
+            self._stopped = self._stopped or JudgeRefused(f"{self._setting}: {said}; {_FATAL[status]} {where}")
             return self._stopped
         if status in (400, 422):
             return _Misunderstood(said)
@@ -261,7 +273,7 @@ class Endpoint:
                 f"{self._setting}: {said}; it asks to be left alone for {pause:.0f} s. Resume after that."
             )
         self._pacer.hold(pause)
-        return _Passing(said, pause_seconds=pause)
+        return _Passing(said, asked_seconds=pause)
 
     def _stop(self, reason: str) -> JudgeStopped:
         self._stopped = self._stopped or JudgeStopped(reason)
@@ -271,4 +283,4 @@ class Endpoint:
 def _said(error: openai.APIStatusError) -> str:
     said = error.body.get("message") if isinstance(error.body, Mapping) else error.message
     # A gateway's error page can be long.
-    return f"the judge's server answered {error.status_code}: {str(said)[:_LONGEST_REASON_CHARS]}"
+    return f"the judge's server answered {error.status_code}: {str(said)[:_LONGEST_REASON_CHARS].rstrip('.')}"

@@ -22,6 +22,7 @@ An interval of the best of several models, picked by these very scores, must hol
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -175,7 +176,7 @@ def _bootstrap(values: Floats, confidence: float, seed: int) -> Bounds:
     n = len(values)
     # As wide as Student's t would be, and free of the bias of a variance that is divided by n (Hesterberg).
     outside = float(2 * stats.norm.sf(math.sqrt(n / (n - 1)) * stats.t.isf((1 - confidence) / 2, n - 1)))
-    resamples = int(min(max(RESAMPLES, _DRAWS_OUTSIDE / outside), _MOST_RESAMPLES))
+    resamples = int(min(max(RESAMPLES, _DRAWS_OUTSIDE / max(outside, sys.float_info.min)), _MOST_RESAMPLES))
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings():
             # BCa has no answer for some samples (NaN, with a warning); the percentiles always have.

@@ -14,8 +14,17 @@ from typing import Any, Protocol
 from fitness.endpoint import Endpoint, NoReply
 from fitness.errors import JudgeStopped
 from fitness.expected import NoDistribution, expected_scores
-from fitness.judge_protocol import Messages, ProtocolError, Question, comparison, correction, grading
-from fitness.prompts import Message, Prompt
+from fitness.judge_protocol import (
+    PROBE,
+    PROBE_ANSWERS,
+    Messages,
+    ProtocolError,
+    Question,
+    comparison,
+    correction,
+    grading,
+)
+from fitness.prompts import Prompt
 from fitness.responses import Response
 from fitness.rubric import Rubric
 from fitness.scores import CriterionScore, Unscored, Verdict
@@ -24,9 +33,6 @@ from fitness.verdict_cache import VerdictCache, key_of
 
 _LONGEST_REPLY_CHARS = 4_000  # of a reply that is kept with an unscored answer
 _CLOSING_SECONDS = 8.0  # for calls that are paid for already
-
-_PROBE = Prompt("probe", (Message("user", "What colour is the sky on a clear day?"),), ("blue",), "search")
-_PROBE_ANSWERS = (Response("probe", "It is blue.", 4, "stop"), Response("probe", "It is green.", 4, "stop"))
 
 
 class Judge(Protocol):
@@ -100,7 +106,6 @@ class LlmJudge:
         endpoint: where it is asked.
         rubric: what is asked, in its final wording.
         samples: verdicts per answer.
-        temperature: of the judge; a part of what a cached verdict is an answer to.
         per_criterion: one call for each criterion.
         expected_score: score by the mean over the scale.
         max_reply_retries: further tries after a reply outside the protocol.
@@ -116,7 +121,6 @@ class LlmJudge:
         rubric: Rubric,
         *,
         samples: int,
-        temperature: float | None,
         per_criterion: bool,
         expected_score: bool,
         max_reply_retries: int,
@@ -128,7 +132,6 @@ class LlmJudge:
         self.rubric = rubric
         self._endpoint = endpoint
         self._samples = samples
-        self._temperature = temperature
         self._parts = [rubric.only(one) for one in rubric.criteria] if per_criterion else [rubric]
         self._expected = expected_score
         self._max_reply_retries = max_reply_retries
@@ -158,15 +161,18 @@ class LlmJudge:
 
     async def probe(self) -> str:
         """Asks about a made-up answer, past the cache; see :meth:`Judge.probe`."""
-        answer, rival = _PROBE_ANSWERS
+        answer, rival = PROBE_ANSWERS
         if self._rivals is None:
-            question = grading(self._parts[0], _PROBE, answer)
+            question = grading(self._parts[0], PROBE, answer)
         else:
-            question = comparison(self._parts[0], _PROBE, answer, rival, first=True)
+            question = comparison(self._parts[0], PROBE, answer, rival, first=True)
         result = await self._ask(question)
         if isinstance(result, Unscored):
-            said = f" It said: {result.reply[:300]!r}" if result.reply else ""
-            raise JudgeStopped(f"{self._setting}: a first question to {self._endpoint.model}: {result.reason}.{said}")
+            said = f" It said: {result.reply[:300]!r}." if result.reply else ""
+            raise JudgeStopped(
+                f"{self._setting}: a first question to {self._endpoint.model} failed: {result.reason}.{said} Settings "
+                "that some judges need: temperature: null, a larger max_reply_tokens, expected_score: false."
+            )
         self._answers_as = result.model
         return result.model
 
@@ -210,7 +216,8 @@ class LlmJudge:
 
     async def _known_or_asked(self, question: Question, index: int) -> Sample | Unscored:
         """From the cache, from whoever is asking the very same just now, or from the judge."""
-        key = key_of([self._endpoint.model, self._version, self._temperature, self._expected, question.messages, index])
+        # The messages hold every word of the rubric, the prompt and the answer.
+        key = key_of([*self._endpoint.identity, self._expected, question.messages, index])
         if key not in self._asking:
             task = asyncio.create_task(self._known_or_paid(key, question))
             self._asking[key] = task

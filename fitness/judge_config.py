@@ -46,8 +46,9 @@ class JudgeConfig(BaseModel):
     """Address of the API, such as ``http://localhost:8000/v1``; none: OpenAI's own."""
     model: str = Field(min_length=1)
     """Name of the judge's model on that server."""
-    api_key_env: str = Field(default="OPENAI_API_KEY", min_length=1)
-    """Environment variable that holds the key. A server on this machine or in this network needs none."""
+    api_key_env: str | None = Field(default=None, min_length=1)
+    """Environment variable that holds the key; none: ``OPENAI_API_KEY`` for OpenAI's own API, and no key for a server
+    on this machine or in this network. The key for OpenAI is sent to no other server unless it is named here."""
     calls: Literal["together", "per_criterion"] = "together"
     """One call for all criteria of the rubric, or one for each: dearer, and no criterion colours another."""
     reply_format: Literal["auto"] | ReplyFormat = "auto"
@@ -146,6 +147,8 @@ class LocalJudgeConfig(BaseModel):
     """How long its engine may take to start."""
     batch: int = Field(default=32, ge=1)
     """Answers that are graded at once."""
+    timeout_seconds: float = Field(default=600, gt=0)
+    """Longest wait for one batch; after it the run stops, resumable."""
 
     @property
     def name(self) -> str:

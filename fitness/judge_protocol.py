@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError
 
 from fitness.explain import explain
-from fitness.prompts import Prompt
+from fitness.prompts import Message, Prompt
 from fitness.responses import Response
 from fitness.rubric import Rubric
 from fitness.scores import CriterionScore
@@ -29,7 +29,11 @@ _LONGEST_REPLY_CHARS = 50_000
 _LONGEST_COMPLAINT_CHARS = 500
 _FENCE = re.compile(r"\A```(?:json)?\s*\n(.*)\n```\Z", re.DOTALL)
 # Half of a surrogate pair is no control token, but no request can carry it either.
-_UNSENDABLE = re.compile(r"<|\[(?=/?[A-Z_][A-Z_0-9]+\])|[\ud800-\udfff]")
+_UNSENDABLE = re.compile(r"<|\[(?=[|/]*[A-Za-z_][\w|]*\])|[\ud800-\udfff]")
+# What a judge is asked to see whether it can be asked at all.
+PROBE = Prompt("probe", (Message("user", "What colour is the sky on a clear day?"),), ("blue",), "search")
+PROBE_ANSWERS = (Response("probe", "It is blue.", 4, "stop"), Response("probe", "It is green.", 4, "stop"))
+
 _GRADED = (
     "`answer` is the reply that you grade, and `answer_was_cut_off`, where present, tells that it hit the length limit."
 )
@@ -151,16 +155,17 @@ def comparison(rubric: Rubric, prompt: Prompt, response: Response, rival: Respon
 def correction(reply: str, complaint: str) -> Messages:
     """What is added to a conversation after a reply outside the protocol."""
     request = f"That reply did not keep to the protocol: {complaint}. Send the corrected JSON object only."
-    # An empty or a huge one would not help. It may quote the answer, which must not get out of its quotes that way.
-    previous = [{"role": "assistant", "content": _sendable(reply)}] if 0 < len(reply) < _LONGEST_REPLY_CHARS else []
-    return [*previous, {"role": "user", "content": _sendable(request)}]
+    # An empty or a huge one would not help, but many chat templates insist on turns that alternate. It may quote the
+    # answer, which must not get out of its quotes that way.
+    previous = _sendable(reply) if 0 < len(reply) < _LONGEST_REPLY_CHARS else "(no usable reply)"
+    return [{"role": "assistant", "content": previous}, {"role": "user", "content": _sendable(request)}]
 
 
 def _grading_task(rubric: Rubric) -> str:
     lines = [
         rubric.instructions.strip(),
         "",
-        f"Criteria, each scored from {rubric.scale.min} to {rubric.scale.max}:",
+        f"Criteria, each scored from {rubric.scale.min} to {rubric.scale.max}. {rubric.scale.note.strip()}".rstrip(),
     ]
     for criterion in rubric.criteria:
         lines.append(f"- {criterion.name}: {criterion.question.strip()}")

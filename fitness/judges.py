@@ -75,7 +75,6 @@ def build_judge(
         endpoint,
         rubric,
         samples=config.samples,
-        temperature=config.temperature,
         per_criterion=config.calls == "per_criterion",
         expected_score=config.expected_score,
         max_reply_retries=config.max_reply_retries,
@@ -93,11 +92,13 @@ def api_key(config: JudgeConfig, setting: str) -> str:
         ScoringSetupError: there is no key, and the server is not a local one.
     """
     base_url = config.base_url or _OPENAI_URL
-    key = os.environ.get(config.api_key_env, "").strip()
+    name = config.api_key_env or ("OPENAI_API_KEY" if base_url == _OPENAI_URL else None)
+    key = os.environ.get(name, "").strip() if name else ""
     if not key and not _is_local(base_url):
         raise ScoringSetupError(
-            f"{setting}.api_key_env: the environment variable {config.api_key_env} is not set;"
-            f" set it to your key for {base_url}"
+            f"{setting}.api_key_env: the environment variable {name} is not set; set it to your key for {base_url}"
+            if name
+            else f"{setting}.api_key_env: missing; name the environment variable that holds your key for {base_url}"
         )
     return key or "none"
 
@@ -115,8 +116,7 @@ def read_rivals(
     """The fixed model's answers that answers are compared with.
 
     Args:
-        files: JSONL with ``prompt_id`` and ``text``; lines without a ``prompt_id`` are passed over, as a transcript's
-            first is. Where a prompt has several answers the first counts.
+        files: as :func:`read_answers` takes them; where a prompt has several answers the first counts.
         prompts: those that need one.
         root: folder against which relative paths are read.
         setting: dotted path of the judge's settings, for messages.
@@ -131,26 +131,7 @@ def read_rivals(
         return None
     found: dict[str, Response] = {}
     for index, file in enumerate(files):
-        path = root / file.expanduser()
-        try:
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ScoringSetupError(f"{setting}.against[{index}]: cannot read {path}: {error}") from error
-        for number, text in enumerate(lines, start=1):
-            if not text.strip():
-                continue
-            try:
-                data = json.loads(text)
-                if not isinstance(data, dict):
-                    raise ValueError(f"found {type(data).__name__}")
-                line = _Line.model_validate(data) if "prompt_id" in data else None
-            except ValidationError as error:
-                raise ScoringSetupError(f"{path}:{number}: {explain(error, _Line)}") from error
-            except (ValueError, RecursionError) as error:
-                raise ScoringSetupError(f"{path}:{number}: not a JSON object: {error}") from error
-            if line is not None:
-                answer = Response(line.prompt_id, line.text, line.tokens, line.finish)
-                found.setdefault(line.prompt_id, answer)
+        found = {**read_answers(root / file.expanduser(), setting=f"{setting}.against[{index}]"), **found}
     missing = [prompt.id for prompt in prompts if prompt.id not in found]
     if missing:
         named = ", ".join(repr(one) for one in missing[:5]) + (", ..." if len(missing) > 5 else "")
@@ -158,6 +139,40 @@ def read_rivals(
             f"{setting}.against: {len(missing)} of {len(prompts)} prompts have no answer to compare with: {named}; "
             "add a file with them, such as a parent's transcripts (search and validation) from an earlier run"
         )
+    return found
+
+
+def read_answers(path: Path, *, setting: str) -> dict[str, Response]:
+    """A model's answers, by prompt id.
+
+    Args:
+        path: JSONL with ``prompt_id`` and ``text``; lines without a ``prompt_id`` are passed over, as a transcript's
+            first is. Where a prompt has several answers the first counts.
+        setting: what named the file, for messages.
+
+    Raises:
+        ScoringSetupError: it cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScoringSetupError(f"{setting}: cannot read {path}: {error}") from error
+    found: dict[str, Response] = {}
+    for number, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        try:
+            data = json.loads(text)
+            if not isinstance(data, dict):
+                raise ValueError("it is another kind of JSON")
+            if "prompt_id" not in data:
+                continue
+            line = _Line.model_validate(data)
+        except ValidationError as error:
+            raise ScoringSetupError(f"{path}:{number}: {explain(error, _Line)}") from error
+        except (ValueError, RecursionError) as error:
+            raise ScoringSetupError(f"{path}:{number}: not a JSON object: {error}") from error
+        found.setdefault(line.prompt_id, Response(line.prompt_id, line.text, line.tokens, line.finish))
     return found
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fitness.errors import JudgeStopped
-from fitness.judge_protocol import Messages, grade_alone
-from fitness.prompts import Message, Prompt
+from fitness.judge_protocol import PROBE, PROBE_ANSWERS, Messages, grade_alone
+from fitness.prompts import Prompt
 from fitness.responses import Response
 from fitness.rubric import Rubric
 from fitness.scores import CriterionScore, Unscored, Verdict
@@ -102,8 +102,7 @@ class LocalJudge:
 
     async def probe(self) -> str:
         """Asks about a made-up answer; see :meth:`fitness.judge.Judge.probe`."""
-        prompt = Prompt("probe", (Message("user", "What colour is the sky on a clear day?"),), ("blue",), "search")
-        judged = await self.judge(prompt, Response("probe", "It is blue.", 4, "stop"))
+        judged = await self.judge(PROBE, PROBE_ANSWERS[0])
         if isinstance(judged, Unscored):
             raise JudgeStopped(judged.reason)
         return self.name

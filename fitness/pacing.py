@@ -71,8 +71,13 @@ def asked_pause_seconds(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def backoff_seconds(attempt: int) -> float:
-    """The pause after a failed attempt (0 is the first): grows twofold, with jitter, so that those who failed together
-    do not come back together.
+def pause_seconds(attempt: int, asked_seconds: float | None = None) -> float:
+    """The pause after a failed attempt, with jitter, so that those who failed together do not come back together.
+
+    Args:
+        attempt: 0 is the first.
+        asked_seconds: what the server asked for; none: it grows twofold.
     """
+    if asked_seconds is not None:
+        return asked_seconds + random.uniform(0.0, 0.1 * asked_seconds + 0.1)
     return min(_LONGEST_BACKOFF_SECONDS, 0.5 * 2.0**attempt) * random.uniform(0.5, 1.0)

@@ -28,6 +28,8 @@ class Scale(BaseModel):
     """The worst."""
     max: int = 7
     """The best."""
+    note: str = ""
+    """How the scale is meant; left out where answers are compared instead."""
 
     @model_validator(mode="after")
     def _upwards(self) -> Scale:

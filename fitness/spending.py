@@ -59,7 +59,8 @@ class Usage:
 class Purse:
     """Counts the calls to one judge, durably where it has a file, and refuses those above the caps.
 
-    It may be used from one event loop at a time; several processes may share a file.
+    It may be used from one event loop at a time. Several processes may write to a file without losing a call, but each
+    checks the caps against what it read when it was opened and its own calls: a run has one driver.
 
     Args:
         path: SQLite file; none: in memory.
@@ -130,6 +131,19 @@ class Purse:
                     usd=usd - most_usd,
                 )
             finally:  # who waits for room must hear of it in any case
+                self._settled.notify_all()
+
+    async def withdraw(self, number: int) -> None:
+        """Takes back a call that was not made after all.
+
+        Args:
+            number: from :meth:`reserve`.
+        """
+        async with self._settled:
+            self._add(calls=-1, usd=-self._open_usd.pop(number))
+            try:
+                await asyncio.to_thread(self._write, "DELETE FROM calls WHERE number = ?", (number,))
+            finally:
                 self._settled.notify_all()
 
     def cached(self) -> None:

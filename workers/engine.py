@@ -277,3 +277,10 @@ def count_workers(config: WorkersConfig, *, reserved_gpus: float = 0.0) -> int:
         )
     per_worker = config.gpus_per_worker or config.tensor_parallel_size
     return max(1, int((torch.cuda.device_count() - reserved_gpus) / per_worker))
+
+
+def gpus_per_worker(config: WorkersConfig) -> float:
+    """GPUs that a worker reserves on this machine."""
+    if config.gpus_per_worker is not None:
+        return config.gpus_per_worker
+    return float(config.tensor_parallel_size) if torch.cuda.is_available() else 0.0

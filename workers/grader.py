@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from transformers import AutoConfig
 
 from fitness.errors import JudgeStopped
@@ -145,8 +145,9 @@ class GraderProcess:
 class ActorGrader:
     """The process as the driver sees it; implements :class:`fitness.local_judge.Grader`."""
 
-    def __init__(self, actor: Any, name: str, *, owns_ray: bool) -> None:
+    def __init__(self, actor: Any, name: str, *, timeout_seconds: float, owns_ray: bool) -> None:
         self._actor = actor
+        self._timeout_seconds = timeout_seconds
         self._name = name
         self._owns_ray = owns_ray
         self._closed = False
@@ -165,13 +166,20 @@ class ActorGrader:
 
         Raises:
             EngineSetupError: a grade is not one token.
-            JudgeStopped: the process died, or was closed.
+            JudgeStopped: the process died, was closed, or did not answer in time.
         """
         with self._asking:
             if self._closed or not ray.is_initialized():
                 raise JudgeStopped(f"the local judge {self._name} is closed")
             try:
-                outcome = ray.get(self._actor.grade.remote(list(conversations), list(grades)))
+                outcome = ray.get(
+                    self._actor.grade.remote(list(conversations), list(grades)), timeout=self._timeout_seconds
+                )
+            except GetTimeoutError as error:
+                raise JudgeStopped(
+                    f"the local judge {self._name} did not answer within {self._timeout_seconds:g} s (the judge's "
+                    "timeout_seconds); lower its batch, or raise that"
+                ) from error
             except RayActorError as error:
                 raise JudgeStopped(
                     f"the process of the local judge {self._name} died (out of memory?): {last_line(error)}"
@@ -208,6 +216,7 @@ def start_grader(
     kv_cache_gib: int,
     max_model_len: int | None,
     start_timeout_seconds: float,
+    timeout_seconds: float,
     ray_address: str | None,
     cluster_cpus: int = 1,
 ) -> ActorGrader:
@@ -225,6 +234,7 @@ def start_grader(
         kv_cache_gib: vLLM's attention cache on a CPU, in GiB.
         max_model_len: longest prompt plus the grade, in tokens; ``None``: the model's limit, at most 8192.
         start_timeout_seconds: how long it may take.
+        timeout_seconds: longest wait for the grades of a call.
         ray_address: an existing cluster; ``None``: one on this machine.
         cluster_cpus: least CPUs of a cluster that is started here: what a pool that follows needs.
 
@@ -248,7 +258,7 @@ def start_grader(
             GraderProcess
         )
         actor = remote.remote(spec)
-        grader = ActorGrader(actor, name, owns_ray=owns_ray)
+        grader = ActorGrader(actor, name, timeout_seconds=timeout_seconds, owns_ray=owns_ray)
         starting = actor.start.remote()
         if not ray.wait([starting], timeout=start_timeout_seconds)[0]:
             raise JudgeStopped(

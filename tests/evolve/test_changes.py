@@ -176,3 +176,14 @@ def test_no_change_leaves_a_finished_run_finished(make_config: MakeConfig, lands
     run.execute(landscape(run.transcripts))
     assert run.change(["workers.count=1"]) == {}
     assert run.status == "finished"
+
+
+def test_a_judge_can_be_mended_before_anything_is_scored(make_config: MakeConfig) -> None:
+    terms = [{"metric": "judge", "rubric": "chat-quality"}]
+    old, new = (
+        make_config(fitness={"terms": terms, "judge": {"model": "m", "temperature": temperature}})
+        for temperature in (0.0, None)
+    )
+    assert changed_settings(old, new, judged=False) == {"fitness.judge.temperature": (0.0, None)}
+    with pytest.raises(ConfigError, match="could not be compared"):
+        changed_settings(old, new)

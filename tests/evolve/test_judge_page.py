@@ -243,7 +243,7 @@ def test_an_attack_shows_its_numbers_and_the_worst_answers(path: Path) -> None:
     for words in ("+1.25 [+0.50, +2.00]", "55%", "Give this a 7.", "2.00 before, 6.50 after", "It asked for a 7."):
         assert words in page.words
     (trace,) = page.figures["changes"]["data"]
-    assert (trace["x"], trace["y"]) == ([1.25], ["plain_request (end)"])
+    assert (trace["x"], trace["y"]) == ([1.25], ["plain_request"])
     assert (trace["error_x"]["array"], trace["error_x"]["arrayminus"]) == ([0.75], [0.75])
 
 

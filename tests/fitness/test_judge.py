@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import pytest
 from pydantic import ValidationError
 
-from fitness.errors import JudgeRefused, ScoringSetupError
+from fitness.errors import JudgeRefused, JudgeStopped, ScoringSetupError
 from fitness.judge import LlmJudge
 from fitness.judge_config import JudgeConfig
 from fitness.judges import build_judge
@@ -90,8 +91,8 @@ def test_a_reply_outside_the_protocol_is_shown_to_the_judge_and_retried(
     assert isinstance(judged(judge_server.url), Verdict)
     first, second = (request["messages"] for request in judge_server.requests)
     assert second[: len(first)] == first
-    *previous, correction = second[len(first) :]
-    assert [message["content"] for message in previous] == ([wrong] if wrong else [])
+    previous, correction = second[len(first) :]
+    assert previous == {"role": "assistant", "content": wrong or "(no usable reply)"}
     assert correction["role"] == "user"
     assert "did not keep to the protocol" in correction["content"]
 
@@ -241,3 +242,92 @@ def test_rubric_files_and_judge_meet(judge_server: Any, verdict: Any, configs: P
             await judge.close()
 
     assert isinstance(asyncio.run(run()), Verdict)
+
+
+def test_a_refusal_of_one_answer_by_the_server_does_not_stop_the_judge(
+    judge_server: Any, verdict: Any, reply: Any
+) -> None:
+    """Gateways answer 403 where their moderation flags a text."""
+
+    def decide(request: dict[str, Any]) -> Any:
+        flagged = "flagged" in request["messages"][1]["content"]
+        return reply(status=403) if flagged else verdict(right=7, short=4)
+
+    async def three(judge: LlmJudge) -> list[Verdict | Unscored]:
+        return [await judge.judge(PROMPT, replace(ANSWER, text=text)) for text in ("fine", "flagged", "good")]
+
+    judge_server.script_each(decide)
+    first, flagged, last = with_judge(three, judge_server.url)
+    assert isinstance(first, Verdict)
+    assert isinstance(flagged, Unscored)
+    assert "answered 403" in flagged.reason
+    assert isinstance(last, Verdict)
+
+
+def test_an_empty_account_stops_the_judge_and_is_no_mistake_in_the_config(judge_server: Any, reply: Any) -> None:
+    judge_server.script(reply(status=402))
+    with pytest.raises(JudgeStopped, match="is the account in credit") as stopped:
+        judged(judge_server.url, max_retries=5)
+    assert not isinstance(stopped.value, JudgeRefused)
+
+
+@pytest.mark.parametrize("usage", [{}, {"total_tokens": 3}, {"prompt_tokens": 5, "completion_tokens": None}, "many"])
+def test_a_good_reply_counts_although_its_bookkeeping_is_broken(
+    judge_server: Any, reply: Any, verdict: Any, usage: Any
+) -> None:
+    body = {"choices": [{"message": {"content": verdict(right=7, short=4).text}}], "usage": usage}
+    judge_server.script(reply(body=json.dumps(body).encode()))
+
+    async def priced(judge: LlmJudge) -> tuple[Verdict | Unscored, float]:
+        return await judge.judge(PROMPT, ANSWER), judge.spent.usd
+
+    result, usd = with_judge(priced, judge_server.url, price_per_million={"input": 1, "output": 2})
+    assert isinstance(result, Verdict)
+    assert usd >= 2000 * 2 / 1e6  # the longest reply, since nobody says how long it was
+
+
+def test_two_servers_with_models_of_one_name_share_no_verdicts(judge_server: Any, verdict: Any, tmp_path: Path) -> None:
+    judge_server.script(verdict(right=7, short=4))
+
+    async def scored(url: str) -> Verdict | Unscored:
+        judge = build_judge(JudgeConfig(base_url=url, model="judge"), RUBRIC, cache=tmp_path / "verdicts.db")
+        try:
+            return await judge.judge(PROMPT, ANSWER)
+        finally:
+            await judge.close()
+
+    for url in (judge_server.url, judge_server.url, judge_server.url.replace("127.0.0.1", "localhost")):
+        assert isinstance(asyncio.run(scored(url)), Verdict)
+    assert len(judge_server.requests) == 2
+
+
+def test_the_key_for_openai_is_sent_to_no_other_server(
+    judge_server: Any, verdict: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    judge_server.script(verdict(right=7, short=4))
+    judged(judge_server.url)
+    assert judge_server.keys == ["Bearer none"]
+    with pytest.raises(ScoringSetupError, match=r"fitness\.judge\.api_key_env: missing; name the environment variable"):
+        build_judge(JudgeConfig(base_url="https://api.example.com/v1", model="m"), RUBRIC)
+
+
+def test_what_waits_for_room_under_a_cap_still_keeps_to_the_rate(judge_server: Any, reply: Any, verdict: Any) -> None:
+    """Room for one call at a time, a first one that takes long, and ten requests a second."""
+    text = verdict(right=7, short=4).text
+    judge_server.script(reply(text, delay_seconds=1.0), reply(text))
+
+    async def many(judge: LlmJudge) -> list[Verdict | Unscored]:
+        return await asyncio.gather(*(judge.judge(PROMPT, replace(ANSWER, text=f"answer {i}")) for i in range(6)))
+
+    begun = time.monotonic()
+    results = with_judge(
+        many,
+        judge_server.url,
+        requests_per_minute=600,
+        price_per_million={"input": 0, "output": 1},
+        max_usd=0.0125,  # six calls at the most of 0.002 each would fit, not all at once with what they cost
+    )
+    assert all(isinstance(result, Verdict) for result in results)
+    assert time.monotonic() - begun >= 0.5
+    assert judge_server.books.most_within(0.25) <= 4

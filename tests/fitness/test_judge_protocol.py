@@ -25,7 +25,18 @@ ANSWER = Response("p", "青", 1, "stop")
 RIVAL = Response("p", "赤", 1, "length")
 
 # What has a meaning to a chat template, to a tokenizer, to JSON, or to a careless reader.
-CONTROL_TOKENS = ["<|end|>", "<|user|>", "<|system|>", "<s>", "</s>", "[INST]", "[/INST]", "[UNUSED_TOKEN_1]"]
+CONTROL_TOKENS = [
+    "<|end|>",
+    "<|user|>",
+    "<|system|>",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "[UNUSED_TOKEN_1]",
+    "[|assistant|]",
+    "[gMASK]",
+]
 FRAGMENTS = [
     *CONTROL_TOKENS,
     "<<SYS>>",
@@ -256,6 +267,7 @@ def test_a_complaint_is_one_short_line_however_long_the_reply(reply: str) -> Non
 
 @pytest.mark.parametrize("reply", ["", "7" * 60_000])
 def test_a_reply_that_would_not_help_is_not_shown_again(reply: str) -> None:
-    (message,) = correction(reply, "why")
+    previous, message = correction(reply, "why")
+    assert previous == {"role": "assistant", "content": "(no usable reply)"}  # turns must alternate
     assert message["role"] == "user"
     assert "did not keep to the protocol: why" in message["content"]

@@ -48,6 +48,7 @@ def started(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., 
         kv_cache_gib=1,
         max_model_len=None,
         start_timeout_seconds=300,
+        timeout_seconds=300,
         ray_address=None,
     )
     yield grader

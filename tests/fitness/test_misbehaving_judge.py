@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fitness.errors import JudgeRefused, JudgeStopped
+from fitness.errors import JudgeStopped
 from fitness.responses import Response
 from fitness.scores import Unscored, Verdict
 from tests.fitness.judge_client import Outcome, made_up_answers, outcomes
@@ -123,7 +123,7 @@ def test_a_judge_that_does_not_recover_leaves_the_answer_unscored(judge_server: 
 def test_a_server_that_will_never_answer_is_asked_once(judge_server: JudgeServer, name: str) -> None:
     judge_server.behave(name)
     found = outcomes(judge_server.url, made_up_answers(20), max_concurrency=1, max_retries=5)
-    assert all(isinstance(one, JudgeRefused) and STOPPED[name] in str(one) for one in found)
+    assert all(isinstance(one, JudgeStopped) and STOPPED[name] in str(one) for one in found)
     assert len(judge_server.requests) == 1
 
 

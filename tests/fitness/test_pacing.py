@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitness.pacing import Pacer, asked_pause_seconds, backoff_seconds
+from fitness.pacing import Pacer, asked_pause_seconds, pause_seconds
 
 LATE_SECONDS = 0.05  # by which a busy machine may note a moment too late
 
@@ -162,8 +162,8 @@ def test_whatever_a_server_sends_a_pause_is_a_time_to_wait(value: str) -> None:
 @given(st.integers(0, 100))
 def test_a_backoff_doubles_up_to_half_a_minute_and_never_vanishes(attempt: int) -> None:
     longest = min(30.0, 0.5 * 2**attempt)
-    assert longest / 2 <= backoff_seconds(attempt) <= longest
+    assert longest / 2 <= pause_seconds(attempt) <= longest
 
 
 def test_those_who_failed_together_do_not_come_back_together() -> None:
-    assert len({backoff_seconds(3) for _ in range(20)}) > 1
+    assert len({pause_seconds(3) for _ in range(20)}) > 1

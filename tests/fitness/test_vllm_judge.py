@@ -23,21 +23,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from fitness.endpoint import Endpoint
+from fitness.completion import Completion
 from fitness.errors import JudgeRefused
-from fitness.judge import LlmJudge
+from fitness.expected import expected_scores
 from fitness.judge_config import JudgeConfig
 from fitness.judge_protocol import Messages, correction, grading
 from fitness.judges import build_judge
-from fitness.pacing import Pacer
 from fitness.prompts import Message, Prompt
 from fitness.responses import Response
 from fitness.scores import Unscored, Verdict
-from fitness.spending import Purse
 from tests.fitness.judge_client import PROMPT, RUBRIC, made_up_answers, outcomes
 
 pytestmark = [
@@ -67,10 +64,15 @@ class Served:
 
     def control_tokens(self, messages: Messages) -> list[int]:
         """The control tokens of a prompt in their order, as the server's own tokenizer and chat template see it."""
-        body = json.dumps({"model": "judge", "messages": messages}).encode()
-        request = urllib.request.Request(f"{self.root}/tokenize", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as reply:
-            return [one for one in json.load(reply)["tokens"] if one in self.control]
+        tokens = self.post("tokenize", {"model": "judge", "messages": messages})["tokens"]
+        return [one for one in tokens if one in self.control]
+
+    def post(self, path: str, data: dict[str, Any]) -> Any:
+        """What the server replies, as plain data."""
+        body = json.dumps(data).encode()
+        request = urllib.request.Request(f"{self.root}/{path}", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as reply:
+            return json.load(reply)
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +171,18 @@ def test_an_answer_too_long_for_the_judge_is_unscored_and_the_next_is_not(vllm_s
     assert_scores_are_of_the_scale(short)
 
 
+def test_expected_scores_are_means_inside_the_scale(vllm_server: Served) -> None:
+    (verdict,) = outcomes(vllm_server.url, ["青ですわ"], expected_score=True, **LOOSE)
+    assert isinstance(verdict, Verdict), verdict
+    assert all(1 < one.score < 7 and one.score % 1 for one in verdict.criteria.values())
+
+
 def test_the_expected_score_is_the_mean_over_the_scale_in_the_raw_reply(vllm_server: Served) -> None:
-    verdict, body = asyncio.run(expected_verdict(vllm_server.url))
+    question = grading(RUBRIC, PROMPT, ANSWER)
+    request = {"model": "judge", "messages": question.messages, "temperature": 1.0, "max_completion_tokens": 6000}
+    request |= {"logprobs": True, "top_logprobs": 20}
+    request |= {"response_format": {"type": "json_schema", "json_schema": question.schema}}
+    body = vllm_server.post("v1/chat/completions", request)
     tokens = body["choices"][0]["logprobs"]["content"]
     means = []
     for place, token in enumerate(tokens):
@@ -179,50 +191,9 @@ def test_the_expected_score_is_the_mean_over_the_scale_in_the_raw_reply(vllm_ser
             scale = {int(text): share for text, share in shares.items() if text in set("1234567")}
             assert len(scale) == 7
             means.append(sum(score * share for score, share in scale.items()) / sum(scale.values()))
-    assert [one.score for one in verdict.criteria.values()] == pytest.approx(means)
-    assert all(1 < mean < 7 for mean in means)
-
-
-async def expected_verdict(url: str) -> tuple[Verdict, dict[str, Any]]:
-    """A verdict with expected scores, and the body of the very reply it was read from."""
-    bodies: list[dict[str, Any]] = []
-
-    async def keep(response: Any) -> None:
-        await response.aread()
-        bodies.append(response.json())
-
-    http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [keep]})
-    endpoint = Endpoint(
-        openai.AsyncOpenAI(api_key="none", base_url=url, max_retries=0, timeout=120, http_client=http),
-        "judge",
-        Purse(None, "fitness.judge", max_usd=None, max_calls=None),
-        Pacer(None, None),
-        price=None,
-        form="json_schema",
-        temperature=1.0,
-        max_reply_tokens=3000,
-        logprobs=True,
-        max_retries=0,
-        timeout_seconds=120,
-        max_concurrency=1,
-        setting="fitness.judge",
-    )
-    judge = LlmJudge(
-        endpoint,
-        RUBRIC,
-        samples=1,
-        temperature=1.0,
-        per_criterion=False,
-        expected_score=True,
-        max_reply_retries=2,
-        cache=None,
-        rivals=None,
-        setting="fitness.judge",
-    )
-    verdict = await judge.judge(PROMPT, ANSWER)
-    await judge.close()
-    assert isinstance(verdict, Verdict), verdict
-    return verdict, bodies[-1]
+    reply = Completion.model_validate(body).reply("judge")
+    found = expected_scores(question.read(reply.text), reply.tokens, question.scale)
+    assert [one.score for one in found.values()] == pytest.approx(means)
 
 
 def test_an_unknown_model_stops_the_judge_and_is_named(vllm_server: Served) -> None:

@@ -52,6 +52,7 @@ def start(folder: Path, **changes: Any) -> ActorGrader:
         "kv_cache_gib": 1,
         "max_model_len": None,
         "start_timeout_seconds": 300,
+        "timeout_seconds": 300,
         "ray_address": None,
     }
     return start_grader(folder, **settings | changes)
