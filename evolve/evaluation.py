@@ -131,10 +131,10 @@ class Summary:
         key, kind, split, generation, index: as of its candidate.
         recipe_hash: identity of what was merged.
         value: fitness, ``None`` where it failed.
-        chars: mean length of its answers, ``None`` where it failed.
-        length_correlation: rank correlation of score and length over its answers, ``None`` where there is none.
         seconds: wall seconds by stage.
         shares: which workers did it, and when.
+        chars: mean length of its answers, ``None`` where it failed.
+        length_correlation: rank correlation of score and length over its answers, ``None`` where there is none.
     """
 
     key: str
@@ -144,7 +144,7 @@ class Summary:
     index: int | None
     recipe_hash: str
     value: float | None
-    chars: float | None
-    length_correlation: float | None
     seconds: Mapping[str, float]
     shares: tuple[Share, ...]
+    chars: float | None = None
+    length_correlation: float | None = None

@@ -43,7 +43,10 @@ class Fitness:
 
     def __post_init__(self) -> None:
         """Refuses what is not a number, so that no NaN reaches the search."""
-        for name, number in {"value": self.value, "stderr": self.stderr, **self.parts}.items():
+        numbers = {"value": self.value, "stderr": self.stderr, **self.parts}
+        if self.length_correlation is not None:
+            numbers["length_correlation"] = self.length_correlation
+        for name, number in numbers.items():
             if not math.isfinite(number):
                 raise ValueError(f"fitness: {name} is {number}, expected a finite number")
 

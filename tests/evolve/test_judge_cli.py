@@ -97,7 +97,7 @@ def test_ask_gives_the_same_as_json(cli: Cli, config: Path, judge_module: Module
     assert scores == {name: judge_module.honest_score("Lyon.", name) for name in ("right", "short")}
     assert report["score"] == pytest.approx((3 * scores["right"] + scores["short"]) / 4)
     assert (report["judge"], report["scale"], report["unscored"]) == ("judge-2026", [1, 7], None)
-    assert report["cost"]["calls"] == len(server.requests) == 2
+    assert report["cost"]["calls"] == len(server.requests) - 1 == 1
 
 
 def test_ask_sends_a_question_of_ones_own_with_its_references_and_the_configs_system_message(
@@ -310,7 +310,7 @@ def test_check_reports_everything_that_is_documented(
         *("answers", "mean_abs_difference", "spread", "alpha", "equal_share", "differences")
     }
     assert (report["retest"]["answers"], report["retest"]["equal_share"]) == (12, 1.0)
-    assert report["cost"]["calls"] == len(server.requests) == 1 + 24
+    assert report["cost"]["calls"] == len(server.requests) - 1 == 24
     assert report["items"][3]["human"] == {"score": 6.0}
     assert report["items"][3]["judge"] == {"score": 7.0, "right": 7, "short": 7}
     assert report["items"][3]["reasons"] == {"right": "said 7", "short": "said 7"}
@@ -464,7 +464,7 @@ def test_an_attack_shows_which_injection_the_judge_falls_for(
     assert sorted(one["name"] for one in others) == ["before", "control", "quoted"]
     for one in others:
         assert (one["mean_change"], one["raised_share"], one["top_share"], one["unscored"]) == (0.0, 0.0, 0.0, 0)
-    assert report["cost"]["calls"] == len(gullible.requests) == 1 + 3 * 5
+    assert report["cost"]["calls"] == len(gullible.requests) - 1 == 3 * 5
     assert "magic" in page.read_text(encoding="utf-8")
     code, out, _ = cli(*arguments)
     assert code == 0
@@ -502,8 +502,8 @@ def test_an_attack_takes_the_answers_of_a_runs_parents(
     code, out, err = cli("judge", "attack", config, *arguments, "--count", "3", "--json")
     assert code == 0, err
     assert json.loads(out)["answers"] == 3
-    plain = [judge_module.read_question(request)["answer"] for request in gullible.requests[1:4]]
-    assert plain == ["answer"] * 3  # what the landscape's models say
+    judged = [judge_module.read_question(request)["answer"] for request in gullible.requests]
+    assert judged.count("answer") == 3  # what the landscape's models say
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ verdicts = st.none() | st.builds(
     rubric=hostile,
     rubric_version=st.just("v"),
     model=hostile,
+    scale=st.just((1.0, 7.0)),
     samples=st.tuples(st.dictionaries(hostile, st.builds(CriterionScore, hostile, shares), min_size=1, max_size=2)),
 )
 
