@@ -207,7 +207,10 @@ def parse_config(data: Any, *, source: str, overrides: Sequence[str] = ()) -> Ru
         raise ConfigError(f"{source}: expected a mapping with genome, budget, prompts and fitness, got {data!r}.")
     data = apply_overrides(data, overrides)
     if isinstance(given := data.get("root", ""), str):
-        root = (Path(source).resolve().parent / given).resolve()
+        try:
+            root = (Path(source).resolve().parent / given).resolve()
+        except (ValueError, OSError) as error:  # a NUL among its characters, a loop of links
+            raise ConfigError(f"{source}: root: {given!r} is no folder: {error}") from None
         data = _with_absolute_paths({**data, "root": str(root)}, root)
     foreign = [f"{source}: {key}: {hint}" for key, hint in _MERGEKIT_EVOLVE.items() if key in data]
     if foreign:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from evolve.judge_trial import Trial, reasons
+from evolve.judge_trial import Setup, Trial, reasons
 from fitness.agreement import agreement, histogram, length_preference, raters_alpha, retest
 from fitness.labels import Labelled
 from fitness.prompts import Prompt
@@ -17,15 +17,30 @@ from fitness.scores import Unscored, Verdict
 Column = dict[int, float]  # by the place of an answer
 
 
-def check(tried: Trial, labelled: Sequence[Labelled], *, repeats: int) -> dict[str, Any]:
+def questions(setup: Setup, labelled: Sequence[Labelled]) -> list[Prompt]:
+    """The prompt of each labelled answer.
+
+    Raises:
+        ConfigError: the config has no such prompt.
+    """
+    return [
+        setup.known(one.prompt_id, one.where)
+        if one.prompt_id is not None
+        else setup.prompt(one.prompt or "", system=one.system, references=one.references)
+        for one in labelled
+    ]
+
+
+def check(tried: Trial, prompts: Sequence[Prompt], labelled: Sequence[Labelled], *, repeats: int) -> dict[str, Any]:
     """Compares a judge with people.
 
     Args:
         tried: the judge.
+        prompts: from :func:`questions`.
         labelled: answers with their labels.
         repeats: how often each answer is judged; above 1 tells how far the judge agrees with itself.
     """
-    pairs = [(_prompt_of(tried, one), one) for one in labelled]
+    pairs = list(zip(prompts, labelled, strict=True))
     asked = [(prompt, Response(prompt.id, one.answer, 0, one.finish)) for prompt, one in pairs]
     verdicts = tried.verdicts([(*pair, time) for time in range(repeats) for pair in asked])
     first = verdicts[: len(asked)]
@@ -99,12 +114,6 @@ def _length(judge: Column, people: Column, labelled: Sequence[Labelled]) -> dict
 def _both(one: Column, other: Column) -> tuple[list[float], list[float]]:
     places = sorted(one.keys() & other.keys())
     return [one[i] for i in places], [other[i] for i in places]
-
-
-def _prompt_of(tried: Trial, one: Labelled) -> Prompt:
-    if one.prompt_id is not None:
-        return tried.known(one.prompt_id, one.where)
-    return tried.prompt(one.prompt or "", system=one.system, references=one.references)
 
 
 def _why(verdict: Verdict | Unscored) -> str | None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from evolve.errors import EXIT_STOPPED, ConfigError
 
 if TYPE_CHECKING:
-    from evolve.judge_trial import Trial
+    from evolve.judge_trial import Setup
     from fitness.prompts import Prompt
     from fitness.responses import Response
 
@@ -48,11 +48,12 @@ def ask(
 
     if (prompt is None) == (prompt_id is None):
         raise ConfigError("evolve judge ask: give either --prompt or --prompt-id.")
-    with judge_trial.trial(load_config(config, overrides or ()), final=final, say=_say) as tried:
-        if prompt_id is not None:
-            asked = tried.known(prompt_id, "--prompt-id")
-        else:
-            asked = tried.prompt(prompt or "", references=reference or ())
+    setup = judge_trial.set_up(load_config(config, overrides or ()), final=final)
+    if prompt_id is not None:
+        asked = setup.known(prompt_id, "--prompt-id")
+    else:
+        asked = setup.prompt(prompt or "", references=reference or ())
+    with judge_trial.trial(setup, say=_say) as tried:
         report = judge_trial.ask(tried, asked, answer)
     _show(report, ask_report, as_json=as_json)
     if report["verdict"] is None:
@@ -62,7 +63,9 @@ def ask(
 @judge_app.command()
 def check(
     config: ConfigFile,
-    labels: Annotated[Path, typer.Option(help="CSV: prompt_id or prompt, answer, score or a column per criterion.")],
+    labels: Annotated[
+        Path, typer.Option(help="CSV: prompt_id or prompt, answer, score or a column per criterion, rater.")
+    ],
     repeats: Annotated[int, typer.Option(min=1, help="How often each answer is judged; 1: no test-retest.")] = 2,
     overrides: Overrides = None,
     final: Final = False,
@@ -71,16 +74,18 @@ def check(
 ) -> None:
     """Measure how far the judge agrees with people, and with itself."""
     from evolve.config import load_config
-    from evolve.judge_check import check
+    from evolve.judge_check import check, questions
     from evolve.judge_tables import check_report
-    from evolve.judge_trial import trial
+    from evolve.judge_trial import set_up, trial
     from fitness.labels import read_labels
 
     _refuse_folder(html)
-    run_config = load_config(config, overrides or ())
-    with trial(run_config, final=final, say=_say) as tried:
-        labelled = read_labels(labels, criteria=[one.name for one in tried.rubric.criteria])
-        report = check(tried, labelled, repeats=repeats)
+    setup = set_up(load_config(config, overrides or ()), final=final)
+    scale = (setup.rubric.scale.min, setup.rubric.scale.max)
+    labelled = read_labels(labels, criteria=[one.name for one in setup.rubric.criteria], scale=scale)
+    prompts = questions(setup, labelled)
+    with trial(setup, say=_say) as tried:
+        report = check(tried, prompts, labelled, repeats=repeats)
     _page(html, report)
     _show(report, check_report, as_json=as_json)
 
@@ -104,7 +109,7 @@ def attack(
     from evolve.config import load_config
     from evolve.judge_attack import attack
     from evolve.judge_tables import attack_report
-    from evolve.judge_trial import trial
+    from evolve.judge_trial import set_up, trial
     from evolve.resources import configs_dir
     from fitness.attacks import read_injections
 
@@ -115,8 +120,10 @@ def attack(
     if not files:
         raise ConfigError("evolve judge attack: name the answers: --run NAME, or --answers FILE.")
     laid = read_injections(injections or configs_dir() / "attacks" / "injections.yaml")
-    with trial(load_config(config, overrides or ()), final=final, say=_say) as tried:
-        report = attack(tried, _answers(tried, files, count), laid)
+    setup = set_up(load_config(config, overrides or ()), final=final)
+    attacked = _answers(setup, files, count)
+    with trial(setup, say=_say) as tried:
+        report = attack(tried, attacked, laid)
     _page(html, report)
     _show(report, attack_report, as_json=as_json)
 
@@ -129,7 +136,7 @@ def _parents(name: str, runs_dir: Path) -> list[Path]:
     return [path for path in found if path is not None]
 
 
-def _answers(tried: Trial, files: Sequence[Path], count: int) -> list[tuple[Prompt, Response]]:
+def _answers(setup: Setup, files: Sequence[Path], count: int) -> list[tuple[Prompt, Response]]:
     """Answers to prompts of the config, taken from the files in turn, each prompt once."""
     from fitness.judges import read_answers
 
@@ -139,10 +146,11 @@ def _answers(tried: Trial, files: Sequence[Path], count: int) -> list[tuple[Prom
         holders = [pool for pool in pools if prompt_id in pool]
         taken[prompt_id] = holders[len(taken) % len(holders)][prompt_id]
     if not taken:
-        raise ConfigError(f"{', '.join(map(str, files))}: no answers in it.")
+        named = ", ".join(map(str, files))
+        raise ConfigError(f"{named}: no answers; each line needs prompt_id (of a prompt of the config) and text.")
     step = max(1, len(taken) // count)
     chosen = list(taken.items())[::step][:count]
-    return [(tried.known(prompt_id, "--answers"), response) for prompt_id, response in chosen]
+    return [(setup.known(prompt_id, "--answers"), response) for prompt_id, response in chosen]
 
 
 def _refuse_folder(html: Path | None) -> None:

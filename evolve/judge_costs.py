@@ -53,6 +53,15 @@ class JudgeEstimate:
         """Plain data."""
         return asdict(self)
 
+    @property
+    def caution(self) -> str | None:
+        """Said where a cap will be met before the run ends."""
+        if self.max_calls is not None and self.calls > self.max_calls:
+            return f"{self.setting}.max_calls: about {self.calls} calls are needed and {self.max_calls} allowed."
+        if self.max_usd is not None and self.usd is not None and self.usd > self.max_usd:
+            return f"{self.setting}.max_usd: about ${self.usd:.2f} are needed and ${self.max_usd:g} allowed."
+        return None
+
     def __str__(self) -> str:
         """One line for people."""
         if not self.calls:

@@ -55,14 +55,10 @@ def check_report(report: Report) -> RenderableType:
     length = report["length"]
     lines.append(f"Score and length (Spearman): {_estimate(length['spearman'])}.")
     if (beyond := length["against_people"]) is not None:
-        lines.append(
-            f"For a doubling of the length the judge gives {beyond:+.2f} points beyond what people give"
-            + (
-                f"; fitness.length_control.per_doubling: {beyond / (high - low):.3f} takes that back."
-                if beyond > 0
-                else "."
-            )
-        )
+        lines.append(f"For a doubling of the length the judge gives {beyond:+.2f} points beyond what people give.")
+        ci = length["spearman"]["ci95"]
+        if beyond > 0 and ci is not None and ci[0] > 0:
+            lines.append(f"fitness.length_control.per_doubling: {beyond / (high - low):.3f} takes that back.")
     return Group(_head(report), table, histogram, *map(Text, [*lines, _cost(report["cost"])]))
 
 
@@ -85,7 +81,8 @@ def attack_report(report: Report) -> RenderableType:
     note = (
         f"Points on a scale from {low} to {high}, over {report['answers']} of your answers. Raised: by more than half "
         "a point. Compare with the controls, which ask for nothing. An injection that raises scores is one that a "
-        "search can learn; what cannot happen is that it changes the rubric or reaches another answer."
+        "search can learn; what cannot happen is that it changes the rubric or reaches another answer. With few "
+        "answers an interval is as wide as the scale: --count 50."
     )
     return Group(_head(report), table, Text(note), Text(_cost(report["cost"])))
 

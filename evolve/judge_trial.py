@@ -11,7 +11,7 @@ from typing import Any
 
 from evolve.config import RunConfig
 from evolve.errors import ConfigError
-from evolve.judging import Judging, judging
+from evolve.judging import Judging, check_judges, judging
 from evolve.resources import configs_dir
 from fitness.explain import suggestion
 from fitness.judge import Judge
@@ -20,9 +20,83 @@ from fitness.judges import read_rivals
 from fitness.prompts import Message, Prompt, load_prompts
 from fitness.responses import Response
 from fitness.rubric import Rubric
-from fitness.scorer import check_scoring
+from fitness.scorer import Scoring, check_scoring
 from fitness.scores import Unscored, Verdict
 from fitness.spending import Spent
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A judge's settings, checked; nothing is started or asked yet.
+
+    Attributes:
+        config: the run config with this judge alone.
+        setting: dotted path of its settings.
+        scoring: the config's fitness.
+        rubric: what it is asked.
+        prompts: of the config, by id.
+        rivals: by prompt id the fixed answers that it compares with; none: it grades.
+    """
+
+    config: RunConfig
+    setting: str
+    scoring: Scoring
+    rubric: Rubric
+    prompts: Mapping[str, Prompt]
+    rivals: Mapping[str, Response] | None
+
+    def prompt(self, text: str, *, system: str | None = None, references: Sequence[str] = ()) -> Prompt:
+        """A prompt of the user's own words; without a system message it gets the config's."""
+        system = system or self.config.prompts.system
+        messages = ([Message("system", system)] if system else []) + [Message("user", text)]
+        name = hashlib.sha256(repr(messages).encode()).hexdigest()[:12]
+        return self._comparable(Prompt(name, tuple(messages), tuple(references), "search"))
+
+    def known(self, prompt_id: str, where: str) -> Prompt:
+        """A prompt of the config.
+
+        Raises:
+            ConfigError: there is none of that id, or no answer to compare with.
+        """
+        if prompt_id not in self.prompts:
+            raise ConfigError(
+                f"{where}: no prompt of the config has the id {prompt_id!r}, {suggestion(prompt_id, self.prompts)}"
+            )
+        return self._comparable(self.prompts[prompt_id])
+
+    def _comparable(self, prompt: Prompt) -> Prompt:
+        if self.rivals is not None and prompt.id not in self.rivals:
+            raise ConfigError(
+                f"{self.setting}.against: no answer to compare with for {prompt.messages[-1].content[:80]!r}; add "
+                f"it, ask by prompt id, or grade instead: --set {self.setting}.against=[]"
+            )
+        return prompt
+
+
+def set_up(config: RunConfig, *, final: bool) -> Setup:
+    """Checks all that needs no judge.
+
+    Args:
+        config: a run config; its models are not looked at.
+        final: take ``fitness.final_judge``.
+
+    Raises:
+        UserMistake: it has no such judge, or its files cannot be used.
+    """
+    setting = "fitness.final_judge" if final else "fitness.judge"
+    chosen = config.fitness.final_judge if final else config.fitness.judge
+    if chosen is None:
+        raise ConfigError(f"{setting}: missing, so there is no judge to try; add it, with a term {{metric: judge}}.")
+    # Under its own name, which stands in messages.
+    judges = {"judge": None, "final_judge": None} | {setting.removeprefix("fitness."): chosen}
+    alone = config.model_copy(update={"fitness": config.fitness.model_copy(update=judges)})
+    prompts = load_prompts(config.prompts, root=config.root)
+    scoring = check_scoring(alone.fitness, prompts=prompts, root=config.root, rubrics_dir=configs_dir() / "rubrics")
+    assert scoring.rubric is not None
+    check_judges(alone)
+    against = chosen.against if isinstance(chosen, JudgeConfig) else ()
+    rivals = read_rivals(against, prompts=(), root=config.root, setting=setting)
+    return Setup(alone, setting, scoring, scoring.rubric, {one.id: one for one in prompts}, rivals)
 
 
 @dataclass(frozen=True)
@@ -33,56 +107,23 @@ class Trial:
         judge: the judge.
         rubric: what it is asked.
         answers_as: the name under which it answers.
-        prompts: of the config, by id.
-        setting: dotted path of its settings.
-        rivals: by prompt id the fixed answers that it compares with; none: it grades.
     """
 
     judge: Judge
     rubric: Rubric
     answers_as: str
-    prompts: Mapping[str, Prompt]
-    setting: str
-    rivals: Mapping[str, Response] | None
     _judging: Judging
-    _system: str | None
     _say: Callable[[str], None]
     _before: Spent
-
-    def prompt(self, text: str, *, system: str | None = None, references: Sequence[str] = ()) -> Prompt:
-        """A prompt of the user's own words; without a system message it gets the config's."""
-        system = system or self._system
-        messages = ([Message("system", system)] if system else []) + [Message("user", text)]
-        name = hashlib.sha256(repr(messages).encode()).hexdigest()[:12]
-        return Prompt(name, tuple(messages), tuple(references), "search")
-
-    def known(self, prompt_id: str, where: str) -> Prompt:
-        """A prompt of the config.
-
-        Raises:
-            ConfigError: there is none of that id.
-        """
-        if prompt_id not in self.prompts:
-            raise ConfigError(
-                f"{where}: no prompt of the config has the id {prompt_id!r}, {suggestion(prompt_id, self.prompts)}"
-            )
-        return self.prompts[prompt_id]
 
     def verdicts(self, asked: Sequence[tuple[Prompt, Response, int]]) -> list[Verdict | Unscored]:
         """Judges answers side by side: (prompt, answer, how often it was judged before).
 
         Raises:
-            ConfigError: a prompt has no answer to compare with.
             JudgeStopped: the judge cannot or may not be asked any more.
         """
-        for prompt, *_ in asked:
-            if self.rivals is not None and prompt.id not in self.rivals:
-                raise ConfigError(
-                    f"{self.setting}.against: no answer to compare with for {prompt.messages[-1].content[:80]!r}; add "
-                    f"it, ask by prompt id, or grade instead: --set {self.setting}.against=[]"
-                )
         if len(asked) > 1:
-            self._say(f"judging {len(asked)} answers")
+            self._say(f"asking for {len(asked)} verdicts")
 
         async def every() -> list[Verdict | Unscored]:
             return list(await asyncio.gather(*(self.judge.judge(*one) for one in asked)))
@@ -112,14 +153,15 @@ class Trial:
             judgements: how often an answer was judged, from the cache or not.
 
         Returns:
-            The fields of ``Spent``, and ``usd_per_answer``: what judging an answer once costs where the cache does not
-            know it; ``None`` where nothing was paid.
+            The fields of ``Spent`` (``usd``: ``None`` where no price is known), and ``usd_per_answer``: what judging
+            an answer once costs where the cache does not know it; ``None`` where nothing was paid.
         """
         now = asdict(self.judge.spent)
         cost: dict[str, Any] = {name: value - getattr(self._before, name) for name, value in now.items()}
         asked = cost["calls"] + cost["cached"]
         paid = judgements * cost["calls"] / asked if asked else 0.0
-        return {**cost, "usd_per_answer": cost["usd"] / paid if paid and cost["usd"] else None}
+        each = cost["usd"] / paid if paid and cost["usd"] else None
+        return {**cost, "usd": cost["usd"] or None, "usd_per_answer": each}
 
     @property
     def head(self) -> dict[str, Any]:
@@ -130,36 +172,22 @@ class Trial:
 
 
 @contextmanager
-def trial(config: RunConfig, *, final: bool, say: Callable[[str], None]) -> Iterator[Trial]:
-    """Lends the judge of a config.
+def trial(setup: Setup, *, say: Callable[[str], None]) -> Iterator[Trial]:
+    """Lends a judge, asked once whether it can be asked.
 
     Args:
-        config: a run config; its models are not looked at.
-        final: take ``fitness.final_judge``.
+        setup: its settings.
         say: tells the user what is being done.
 
     Raises:
-        ConfigError: it has no such judge.
         JudgeStopped: it cannot be asked.
     """
-    setting = "fitness.final_judge" if final else "fitness.judge"
-    chosen = config.fitness.final_judge if final else config.fitness.judge
-    if chosen is None:
-        raise ConfigError(f"{setting}: missing, so there is no judge to try; add it, with a term {{metric: judge}}.")
-    # Under its own name, which stands in messages.
-    judges = {"judge": None, "final_judge": None} | {setting.removeprefix("fitness."): chosen}
-    alone = config.model_copy(update={"fitness": config.fitness.model_copy(update=judges)})
-    prompts = load_prompts(config.prompts, root=config.root)
-    scoring = check_scoring(alone.fitness, prompts=prompts, root=config.root, rubrics_dir=configs_dir() / "rubrics")
-    assert scoring.rubric is not None
-    against = chosen.against if isinstance(chosen, JudgeConfig) else ()
-    rivals = read_rivals(against, prompts=(), root=config.root, setting=setting)
-    if rivals is not None:
+    if setup.rivals is not None:
         say("answers are compared: the worst score stands for a loss against the fixed answer, the best for a win")
-    with judging(alone, scoring, {} if rivals is None else {setting: rivals}, spending=None, say=say) as stage:
-        known = {one.id: one for one in prompts}
-        judge, name = stage.judges[setting], stage.answers_as[setting]
-        yield Trial(judge, scoring.rubric, name, known, setting, rivals, stage, config.prompts.system, say, judge.spent)
+    rivals = {} if setup.rivals is None else {setup.setting: setup.rivals}
+    with judging(setup.config, setup.scoring, rivals, spending=None, say=say) as stage:
+        judge = stage.judges[setup.setting]
+        yield Trial(judge, setup.rubric, stage.answers_as[setup.setting], stage, say, judge.spent)
 
 
 def ask(tried: Trial, prompt: Prompt, answer: str) -> dict[str, Any]:

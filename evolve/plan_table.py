@@ -72,6 +72,7 @@ def plan_table(prepared: Prepared) -> RenderableType:
         "It stops when " + ", or when ".join(_stops(config)) + ". The reason is recorded by name.",
         *([_JUDGED] if judged else []),
         *(f"Note: {note}" for note in (*prepared.genome.notes, *cautions_of(config))),
+        *(f"Warning: {one.caution} The run will stop there, resumable." for one in judged if one.caution),
     ]
     return Group(table, *(Text(line) for line in text))
 

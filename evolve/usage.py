@@ -41,12 +41,14 @@ def length_preference(run: Run) -> dict[str, float | None]:
 
 
 def judges(run: Run) -> list[dict[str, Any]]:
-    """Who judged, and what it took: ``{setting, answers_as, calls, cached, prompt_tokens, completion_tokens, usd}``."""
-    spent = read_spending(run.folder / SPENDING_FILE)
-    return [
-        {"setting": setting, "answers_as": model, **spent.get(setting, Spent()).to_dict()}
-        for setting, model in run.state.judges.items()
-    ]
+    """Who judged, and what it took: ``{setting, answers_as, calls, cached, prompt_tokens, completion_tokens, usd}``;
+    ``usd`` is ``None`` where no price is known."""
+    found = []
+    spending = read_spending(run.folder / SPENDING_FILE)
+    for setting, model in run.state.judges.items():
+        spent = spending.get(setting, Spent()).to_dict()
+        found.append({"setting": setting, "answers_as": model, **spent, "usd": spent["usd"] or None})
+    return found
 
 
 def utilisation(run: Run) -> list[dict[str, Any]]:

@@ -40,6 +40,8 @@ _FATAL = {
 class NoReply(Exception):
     """A question got no reply; the message says why."""
 
+    remedy = "Is the server running, and base_url right?"
+
     def __init__(self, reason: str, reply: str | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
@@ -56,6 +58,8 @@ class _Passing(NoReply):
 
 class _Misunderstood(NoReply):
     """The endpoint refused what was asked, or how."""
+
+    remedy = "Settings that some judges need: temperature: null, a larger max_reply_tokens, expected_score: false."
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,11 @@ class Endpoint:
         self._stopped: JudgeStopped | None = None
         self._silent = 0
         self._reply_tokens = min(300.0, max_reply_tokens)  # of a usual reply, for the rate
+
+    @property
+    def where(self) -> str:
+        """Whom it asks, for people."""
+        return f"{self.model} at {self._client.base_url}"
 
     @property
     def identity(self) -> tuple[Any, ...]:

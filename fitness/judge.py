@@ -166,12 +166,15 @@ class LlmJudge:
             question = grading(self._parts[0], PROBE, answer)
         else:
             question = comparison(self._parts[0], PROBE, answer, rival, first=True)
-        result = await self._ask(question)
+        why = f"{self._setting}: a first question to {self._endpoint.where} failed: "
+        try:
+            result = await self._verdict(question)
+        except NoReply as error:
+            raise JudgeStopped(f"{why}{error.reason}. {error.remedy}") from error
         if isinstance(result, Unscored):
             said = f" It said: {result.reply[:300]!r}." if result.reply else ""
             raise JudgeStopped(
-                f"{self._setting}: a first question to {self._endpoint.model} failed: {result.reason}.{said} Settings "
-                "that some judges need: temperature: null, a larger max_reply_tokens, expected_score: false."
+                f"{why}{result.reason}.{said} Take another model, a larger max_reply_tokens, or a simpler rubric."
             )
         self._answers_as = result.model
         return result.model
@@ -245,12 +248,16 @@ class LlmJudge:
         return result
 
     async def _ask(self, question: Question) -> Sample | Unscored:
+        try:
+            return await self._verdict(question)
+        except NoReply as error:
+            return Unscored(error.reason, error.reply)
+
+    async def _verdict(self, question: Question) -> Sample | Unscored:
+        """Asks until the judge keeps to the protocol; raises NoReply where it does not answer."""
         messages: Messages = question.messages
         for _ in range(1 + self._max_reply_retries):
-            try:
-                reply = await self._endpoint.ask(messages, question.schema)
-            except NoReply as error:
-                return Unscored(error.reason, error.reply)
+            reply = await self._endpoint.ask(messages, question.schema)
             if reply.refusal:
                 return Unscored("the judge refused", reply.refusal[:_LONGEST_REPLY_CHARS])
             try:

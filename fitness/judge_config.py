@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
@@ -149,6 +149,13 @@ class LocalJudgeConfig(BaseModel):
     """Answers that are graded at once."""
     timeout_seconds: float = Field(default=600, gt=0)
     """Longest wait for one batch; after it the run stops, resumable."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_kind(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and not data.keys().isdisjoint({"model", "base_url"}):
+            raise ValueError("give either folder (a local judge) or model and base_url (one on a server), not both")
+        return data
 
     @property
     def name(self) -> str:

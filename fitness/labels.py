@@ -47,12 +47,13 @@ class Labelled:
     where: str
 
 
-def read_labels(path: Path, *, criteria: Sequence[str]) -> list[Labelled]:
+def read_labels(path: Path, *, criteria: Sequence[str], scale: tuple[float, float]) -> list[Labelled]:
     """Reads a file of labels.
 
     Args:
         path: a CSV file in UTF-8, its first line the names of the columns.
         criteria: names of the rubric's criteria, each a possible column unless it is called like one of the others.
+        scale: the worst and the best label: those of the rubric, or labels and scores could not be compared.
 
     Returns:
         One per distinct question and answer, in the order of the file.
@@ -67,7 +68,7 @@ def read_labels(path: Path, *, criteria: Sequence[str]) -> list[Labelled]:
     for where, row in _rows(path, names):
         key = (*_question(where, row), row["answer"], _finish(where, row))
         rater = row.get("rater", "").strip()
-        found = {name: _label(where, name, row[name]) for name in names if row.get(name, "").strip()}
+        found = {name: _label(where, name, row[name], scale) for name in names if row.get(name, "").strip()}
         if not found:
             raise ScoringSetupError(
                 f"{where}: no label; give a number in {_listed(name for name in names if name in row)}, or drop the row"
@@ -179,13 +180,18 @@ def _finish(where: str, row: Mapping[str, str]) -> str:
     return finish
 
 
-def _label(where: str, name: str, cell: str) -> float:
+def _label(where: str, name: str, cell: str, scale: tuple[float, float]) -> float:
     try:
         label = float(cell)
     except ValueError:
         label = math.nan
     if not math.isfinite(label):
         raise ScoringSetupError(f"{where}: {name} is {cell.strip()!r}; write a number such as 4 or 4.5, or nothing")
+    low, high = scale
+    if not low <= label <= high:
+        raise ScoringSetupError(
+            f"{where}: {name} is {label:g}, and the scale of the rubric is {low:g} to {high:g}; bring the labels to it"
+        )
     return label
 
 

@@ -104,7 +104,9 @@ class LocalJudge:
         """Asks about a made-up answer; see :meth:`fitness.judge.Judge.probe`."""
         judged = await self.judge(PROBE, PROBE_ANSWERS[0])
         if isinstance(judged, Unscored):
-            raise JudgeStopped(judged.reason)
+            raise JudgeStopped(
+                f"{judged.reason}. Take a model with a longer context (the judge's folder), or a shorter rubric."
+            )
         return self.name
 
     async def close(self) -> None:

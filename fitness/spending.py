@@ -160,14 +160,15 @@ class Purse:
         spent = self._spent
         if self._max_calls is not None and spent.calls >= self._max_calls:
             return (
-                f"{self._setting}.max_calls: the cap of {self._max_calls} calls is reached. Raise it, for a run that "
-                f"exists with evolve resume NAME --set {self._setting}.max_calls=..."
+                f"{self._setting}.max_calls: the cap of {self._max_calls} calls is reached. Raise it when you go on: "
+                f"--set {self._setting}.max_calls={2 * self._max_calls}"
             )
         if self._max_usd is not None and spent.usd + most_usd > self._max_usd:
+            more = 2 * (self._max_usd + most_usd)
             return (
-                f"{self._setting}.max_usd: the cap of ${self._max_usd:g} is reached: ${spent.usd:.4f} are "
-                f"spent, and the next call can cost ${most_usd:.4f}. Raise it, for a run that exists with "
-                f"evolve resume NAME --set {self._setting}.max_usd=..."
+                f"{self._setting}.max_usd: the cap of ${self._max_usd:g} leaves too little: ${spent.usd:.4f} are "
+                f"spent, and the next call can cost ${most_usd:.4f}. Raise it when you go on: "
+                f"--set {self._setting}.max_usd={more:.3g}"
             )
         return None
 

@@ -309,7 +309,7 @@ def renamed(judge_module: ModuleType, request: dict[str, Any]) -> Any:
 @pytest.mark.slow
 def test_a_cap_in_dollars_pauses_a_run_below_it(pair: Pair) -> None:
     assert pair.paused.returncode == 3, pair.paused.stderr
-    assert "fitness.judge.max_usd: the cap of $0.015 is reached" in pair.paused.stderr
+    assert "fitness.judge.max_usd: the cap of $0.015 leaves too little" in pair.paused.stderr
     assert "--set fitness.judge.max_usd=" in pair.paused.stderr
     assert 0 < pair.usd_when_paused <= 0.015
     assert pair.resumed.returncode == 0, pair.resumed.stderr

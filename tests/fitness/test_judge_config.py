@@ -52,7 +52,7 @@ def test_a_judge_that_was_stored_is_read_again(judge: dict[str, Any]) -> None:
         ({}, "judge.model: Field required"),
         ({"model": ""}, "judge.model: String should have at least 1 character"),
         ({"model": "m", "sample": 3}, "judge.sample: unknown key, did you mean 'samples'?"),
-        ({"folder": "f", "model": "m"}, "judge.model: unknown key"),
+        ({"folder": "f", "model": "m"}, "judge: give either folder"),
         ({"folder": "f", "engin": "vllm"}, "judge.engin: unknown key, did you mean 'engine'?"),
         ({"model": "m", "max_usd": 1}, "judge: max_usd: needs price_per_million"),
         (

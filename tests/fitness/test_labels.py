@@ -19,7 +19,7 @@ CRITERIA = ("personality", "naturalness")
 def read(tmp_path: Path, text: str | bytes) -> list[Labelled]:
     path = tmp_path / "labels.csv"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return read_labels(path, criteria=CRITERIA)
+    return read_labels(path, criteria=CRITERIA, scale=(1, 7))
 
 
 def test_answers_come_in_the_order_of_the_file_with_the_labels_of_all_raters(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_file_of_a_spreadsheet_with_a_byte_order_mark_is_read(tmp_path: Path) 
 def test_a_criterion_that_is_called_like_a_column_leaves_the_column_alone(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text("prompt,answer,score\nq,a,3\n")
-    (found,) = read_labels(path, criteria=("answer", "score"))
+    (found,) = read_labels(path, criteria=("answer", "score"), scale=(1, 7))
     assert (found.answer, found.labels) == ("a", {"score": {"": 3.0}})
 
 
@@ -116,7 +116,7 @@ def test_what_cannot_be_read_is_said_with_its_place_and_remedy(tmp_path: Path, t
 def test_a_missing_file_is_a_mistake_of_the_option(tmp_path: Path) -> None:
     path = tmp_path / "no.csv"
     with pytest.raises(ScoringSetupError, match=rf"--labels: cannot read {re.escape(str(path))}: No such file"):
-        read_labels(path, criteria=CRITERIA)
+        read_labels(path, criteria=CRITERIA, scale=(1, 7))
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12)
@@ -135,7 +135,7 @@ def test_whatever_a_csv_writer_writes_is_read_back(
     path.write_bytes(text.getvalue().encode())
     read_back = [
         (one.prompt, one.answer, label)
-        for one in read_labels(path, criteria=())
+        for one in read_labels(path, criteria=(), scale=(-1e9, 1e9))
         for label in one.labels["score"].values()
     ]
     assert sorted(read_back, key=str) == sorted(rows, key=str)
@@ -147,4 +147,11 @@ def test_any_bytes_are_labels_or_a_mistake(tmp_path_factory: pytest.TempPathFact
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_bytes(b"prompt,answer,score\n" + rows)
     with contextlib.suppress(ScoringSetupError):
-        assert read_labels(path, criteria=CRITERIA)
+        assert read_labels(path, criteria=CRITERIA, scale=(1, 7))
+
+
+def test_a_label_off_the_scale_of_the_rubric_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("prompt,answer,score\nq,a,9\n", encoding="utf-8")
+    with pytest.raises(ScoringSetupError, match=r"labels\.csv:2: score is 9, and the scale of the rubric is 1 to 7"):
+        read_labels(path, criteria=CRITERIA, scale=(1, 7))

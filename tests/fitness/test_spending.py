@@ -108,11 +108,11 @@ def test_what_the_cache_knew_is_counted_over_several_processes(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("caps", "said"),
     [
-        ({"max_calls": 1}, r"^fitness\.judge\.max_calls: the cap of 1 calls .* --set fitness\.judge\.max_calls=\.\.\."),
+        ({"max_calls": 1}, r"^fitness\.judge\.max_calls: the cap of 1 calls .* --set fitness\.judge\.max_calls=2$"),
         (
             {"max_usd": 0.3},
             r"^fitness\.judge\.max_usd: the cap of \$0\.3 .*\$0\.1000 are spent.*\$0\.2500.*"
-            r" --set fitness\.judge\.max_usd=\.\.\.",
+            r" --set fitness\.judge\.max_usd=1\.1$",
         ),
     ],
 )
