@@ -206,13 +206,18 @@ def check_disk(prepared: Prepared, folder: Path, evaluations: int) -> str | None
     Raises:
         StoreError: next to nothing is free.
     """
+    return check_space(folder, disk_bytes(prepared, evaluations))
+
+
+def disk_bytes(prepared: Prepared, evaluations: int) -> int:
+    """What so many evaluations write at most."""
     config = prepared.config
     answers = max(
         len(prepared.prompts["search"]) * config.search.repeats,
         len(prepared.prompts["validation"]) * config.finalist_repeats,
     )
     per_answer = _BYTES_PER_ANSWER + _BYTES_PER_TOKEN * prepared.generation.max_new_tokens
-    return check_space(folder, evaluations * (_BYTES_PER_EVALUATION + answers * per_answer))
+    return evaluations * (_BYTES_PER_EVALUATION + answers * per_answer)
 
 
 @contextmanager

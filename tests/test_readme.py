@@ -91,6 +91,8 @@ def parse(arguments: list[str]) -> None:
     group: Any = typer.main.get_command(app)
     while arguments and arguments[0] != "--help" and hasattr(group, "commands"):
         name, *arguments = arguments
+        if group.name == "check" and name not in group.commands:
+            name, arguments = "config", [name, *arguments]
         assert name in group.commands, f"evolve has no command {name}"
         group = group.commands[name]
     if arguments and not hasattr(group, "commands"):  # a bare name in running text stands for the command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import socket
 import threading
 import time
@@ -31,10 +32,12 @@ class Answered:
     Attributes:
         responses: one per answer of the piece.
         seconds: wall seconds by stage.
+        peak_bytes: largest resident memory of the process so far.
     """
 
     responses: tuple[Response, ...]
     seconds: Mapping[str, float]
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Worker:
             places = [divmod(answer, len(prompts)) for answer in range(start, stop)]
             responses = self._engine.generate(
                 [prompts[index] for _, index in places],
-                self._generation,
+                job.generation or self._generation,
                 [job.seed + REPEAT_STRIDE * repeat + index for repeat, index in places],
             )
             seconds["generate"] = time.perf_counter() - started
@@ -121,7 +124,9 @@ class Worker:
             seconds[stage] = time.perf_counter() - started
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
             return Failure(stage, reason, fatal=True, seconds=seconds)
-        return Answered(responses, seconds)
+        # Linux counts in KiB: https://man7.org/linux/man-pages/man2/getrusage.2.html
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return Answered(responses, seconds, peak_bytes)
 
     def close(self) -> None:
         """Frees the engine."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from fitness.generation import Generation
 from fitness.responses import Response
 from workers.recipe import Recipe
 
@@ -23,6 +24,7 @@ class Job:
         repeats: answers to each prompt, every one sampled with a seed of its own.
         seed: decoding seed, the same for every candidate of a run.
         attempt: 1 for the first try; a retry on another worker counts up.
+        generation: how to decode, in place of the pool's settings.
     """
 
     key: str
@@ -31,6 +33,7 @@ class Job:
     repeats: int = 1
     seed: int = 0
     attempt: int = 1
+    generation: Generation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,14 @@ class Share:
         answers: how many answers it gave.
         started: when it began, in Unix seconds of the driver's clock.
         seconds: how long it was busy.
+        peak_bytes: largest resident memory that its process has had so far, without other ranks; 0: unknown.
     """
 
     worker: int
     answers: int
     started: float
     seconds: float
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,7 +234,8 @@ class Pool:
             return
         busy = time.monotonic() - clock
         if isinstance(outcome, Answered):
-            feed.done(piece, outcome.responses, outcome.seconds, Share(index, piece.stop - piece.start, started, busy))
+            share = Share(index, piece.stop - piece.start, started, busy, outcome.peak_bytes)
+            feed.done(piece, outcome.responses, outcome.seconds, share)
             return
         if outcome.fatal:
             place.alive = False

@@ -122,7 +122,7 @@ def test_a_killed_driver_leaves_no_process(spec: Any, llama: Any, tmp_path: Path
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root) as driver:
         assert driver.stdout is not None
-        assert driver.stdout.readline().strip() == b"0"
+        assert driver.stdout.readline().strip() in (b"0", b"1")  # whichever of the two workers was first
         family = psutil.Process(driver.pid).children(recursive=True)
         engines = [child for child in family if "ray::Worker" in " ".join(child.cmdline())]
         assert len(engines) == 2

@@ -1,0 +1,175 @@
+"""A few answers of every parent, and the time and memory of a typical evaluation, before a night is spent.
+
+One worker is started. Each parent answers some prompts under the run's own settings and under the presets, so that an
+answer that runs on can be told from a setting that cuts it; then some merges from the middle of the search answer all
+search prompts, which is what the search will do over and over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from evolve.prepare import Prepared
+from fitness.generation import PRESETS, Generation, PresetName
+from fitness.prompts import Prompt
+from fitness.responses import Response
+from workers.errors import WorkersLost
+from workers.job import Job, JobFailed, Transcript
+from workers.pool import Pool
+from workers.recipe import Recipe
+
+RUN = "the run's settings"
+_PRESETS: tuple[PresetName, ...] = ("greedy-short", "sampling-long")
+_MERGES = 3  # the first of a process is slower than those that follow
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one parent answered under one setting.
+
+    Attributes:
+        model: the parent's name.
+        settings: whose settings: the run's, or a preset's.
+        generation: the settings.
+        prompts: what was asked.
+        responses: the answers, one per prompt; empty where it failed.
+        seconds: wall seconds of answering.
+        failure: why there are no answers.
+    """
+
+    model: str
+    settings: str
+    generation: Generation
+    prompts: Sequence[Prompt]
+    responses: Sequence[Response]
+    seconds: float
+    failure: str | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all answers together."""
+        return sum(one.tokens for one in self.responses) / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was seen.
+
+    Attributes:
+        asked: by parent and setting.
+        start_seconds: until the worker was ready.
+        merge_seconds: of a merge from the middle of the search, in a worker that has merged before.
+        answer_seconds: of all search prompts under the run's settings.
+        peak_bytes: largest resident memory of the worker's process.
+    """
+
+    asked: Sequence[Asked]
+    start_seconds: float
+    merge_seconds: float
+    answer_seconds: float
+    peak_bytes: int
+
+
+def probe(prepared: Prepared, *, prompts: int = 8, say: Callable[[str], None] = lambda _: None) -> Probe:
+    """Starts one worker, asks, and closes it.
+
+    Args:
+        prepared: the checked config.
+        prompts: how many of the search prompts each parent answers under each setting.
+        say: tells the user what is being done.
+
+    Raises:
+        EngineSetupError: the engine does not start.
+        WorkersLost: the worker died, and another too; or nothing could be merged.
+    """
+    chosen = _spread(prepared.prompts["search"], prompts)
+    tokens = dict(prepared.tokens["search"])
+    few = [(one.id, tokens[one.id]) for one in chosen]
+    settings = {RUN: prepared.generation} | {name: _fitting(PRESETS[name], prepared) for name in _PRESETS}
+    parents = [one for one in prepared.baselines if one.kind == "parent" and one.split == "search"]
+    # The pool has two sets of prompts: all that the search asks, and the few of the probe.
+    asked = {"search": prepared.tokens["search"], "validation": few}
+    jobs: dict[str, tuple[str, str]] = {}
+    work = []
+    for number, parent in enumerate(parents):
+        for name, generation in settings.items():
+            key = f"probe-{number:02d}-{len(jobs):02d}"
+            jobs[key] = (parent.label, name)
+            work.append(Job(key, parent.recipe, "validation", seed=prepared.generation.seed, generation=generation))
+    work += [Job(f"merge-{i}", recipe, "search") for i, recipe in enumerate(_typical(prepared))]
+    workers = prepared.config.workers
+    say(f"starting one {prepared.spec.engine} worker to ask the parents")
+    begun = time.monotonic()
+    with Pool(
+        replace(prepared.spec, max_model_len=_longest(prepared, list(settings.values()))),
+        asked,  # type: ignore[arg-type]
+        prepared.generation,
+        count=1,
+        cpus_per_worker=workers.cpus_per_worker,
+        gpus_per_worker=workers.gpus_per_worker,
+        evaluation_timeout_seconds=workers.evaluation_timeout_seconds,
+        start_timeout_seconds=workers.start_timeout_seconds,
+        ray_address=workers.ray_address,
+    ) as pool:
+        start_seconds = time.monotonic() - begun
+        say(f"{len(parents)} parents answer {len(few)} prompts under {len(settings)} settings")
+        results = {result.job.key: result for result in pool.run(work)}
+    answers = [_asked(results[key], model, name, settings[name], chosen) for key, (model, name) in jobs.items()]
+    merges = [one for key, one in results.items() if key.startswith("merge-") and isinstance(one, Transcript)]
+    if not merges:
+        failed = next(one for key, one in results.items() if key.startswith("merge-"))
+        assert isinstance(failed, JobFailed)
+        raise WorkersLost(f"no merge from the middle of the search could be made: {failed.stage}: {failed.reason}")
+    merges.sort(key=lambda one: one.job.key)
+    warm = merges[1:] or merges
+    return Probe(
+        asked=answers,
+        start_seconds=start_seconds,
+        merge_seconds=float(np.mean([one.seconds["merge"] for one in warm])),
+        answer_seconds=float(np.mean([one.seconds["generate"] for one in warm])),
+        peak_bytes=max(share.peak_bytes for one in merges for share in one.shares),
+    )
+
+
+def _asked(
+    result: Transcript | JobFailed, model: str, name: str, generation: Generation, prompts: Sequence[Prompt]
+) -> Asked:
+    if isinstance(result, JobFailed):
+        return Asked(model, name, generation, prompts, (), 0.0, f"{result.stage}: {result.reason}")
+    return Asked(model, name, generation, prompts, result.responses, result.seconds["generate"])
+
+
+def _typical(prepared: Prepared) -> list[Recipe]:
+    """Merges around the start of the search, all different, so that each is really made."""
+    random = np.random.default_rng(prepared.config.seed)
+    genome = prepared.genome
+    points = np.clip(genome.x0 + 0.1 * random.standard_normal((_MERGES, genome.dimensions)), 0.0, 1.0)
+    return [genome.decode(point) for point in points]
+
+
+def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    step = max(1, len(prompts) // count)
+    return list(prompts[::step][:count])
+
+
+def _fitting(preset: Generation, prepared: Prepared) -> Generation:
+    """The preset with the run's seed, cut to what the model has positions for."""
+    room = _positions(prepared) - max(len(ids) for _, ids in prepared.tokens["search"])
+    return replace(preset, seed=prepared.generation.seed, max_new_tokens=max(1, min(preset.max_new_tokens, room)))
+
+
+def _longest(prepared: Prepared, settings: Sequence[Generation]) -> int:
+    prompt = max(len(ids) for _, ids in prepared.tokens["search"])
+    needed = prompt + max(one.max_new_tokens for one in settings)
+    return max(needed, prepared.spec.max_model_len)
+
+
+def _positions(prepared: Prepared) -> int:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(prepared.spec.skeleton)
+    return int(getattr(config, "max_position_embeddings", None) or prepared.spec.max_model_len)
