@@ -14,12 +14,11 @@ from fitness.findings import Finding, Level
 from workers.checkpoint import Checkpoint
 from workers.errors import ModelError
 from workers.model_facts import ROLES, ModelFacts, TokenizerFacts
+from workers.models import IGNORABLE
 
 WHERE = "genome.models"
 _SAME_FAMILY = "Choose fine-tunes of one base model."
 _ALIGN = "Set genome.tokenizer_source to base, union or a model, so that mergekit aligns the vocabularies."
-# Buffers that old checkpoints carry and every loader ignores.
-_IGNORED = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias")
 _LAYER = re.compile(r"\.(\d+)\.")
 # Equal shapes hide these: 2 heads of 32 are as wide as 4 of 16.
 _HEADS = ("num_attention_heads", "num_key_value_heads")
@@ -158,7 +157,7 @@ def _shapes(tokenizer_source: str | None) -> Compare:
         differing: dict[str, list[Any]] = {}
         only_vocabulary = True
         for name in sorted(first.tensors.keys() | other.tensors.keys()):
-            if name.endswith(_IGNORED) or (first.tied and name.endswith("lm_head.weight")):
+            if name.endswith(IGNORABLE) or (first.tied and name.endswith("lm_head.weight")):
                 continue  # a tied head may be stored or not: no loader reads it
             a, b = (one.tensors[name].shape if name in one.tensors else None for one in (first, other))
             if a == b:

@@ -25,10 +25,10 @@ from workers.errors import ModelError
 from workers.lora import merge_adapter
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab*"]
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab*", "README.md"]
 _HUB_IGNORED = ["consolidated*", "original/*", "onnx/*", "*.gguf"]
 # Not parameters: buffers that old checkpoints carry and every loader ignores.
-_IGNORABLE = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias")
+IGNORABLE = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias")
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _vocabulary_axes(parent: Parent) -> dict[str, int]:
 def _check_known(parent: Parent, checkpoint: Checkpoint) -> None:
     """A tensor that mergekit does not know is dropped from the merge without a word: say it here."""
     known = {name for w in _all_weights(parent) for name in (w.name, *(w.aliases or ()), *(w.tied_names or ()))}
-    unknown = [n for n in checkpoint.tensors if n not in known and not n.endswith(_IGNORABLE)]
+    unknown = [n for n in checkpoint.tensors if n not in known and not n.endswith(IGNORABLE)]
     if unknown:
         architecture = ", ".join(checkpoint.config.get("architectures") or ())
         raise ModelError(
@@ -229,7 +229,7 @@ def _tied(checkpoint: Checkpoint) -> bool:
 def _check_shapes(first: Checkpoint, other: Checkpoint, vocabulary: Mapping[str, int]) -> None:
     tied = _tied(first)
     for name in first.tensors.keys() | other.tensors.keys():
-        if name.endswith(_IGNORABLE) or (tied and name.endswith("lm_head.weight")):
+        if name.endswith(IGNORABLE) or (tied and name.endswith("lm_head.weight")):
             continue  # a tied head may be stored or not: no loader reads it
         if name not in first.tensors or name not in other.tensors:
             has, lacks = (first, other) if name in first.tensors else (other, first)
