@@ -161,7 +161,8 @@ class Trial:
         asked = cost["calls"] + cost["cached"]
         paid = judgements * cost["calls"] / asked if asked else 0.0
         each = cost["usd"] / paid if paid and cost["usd"] else None
-        return {**cost, "usd": cost["usd"] or None, "usd_per_answer": each}
+        usd = None if cost["calls"] and not cost["usd"] else cost["usd"]
+        return {**cost, "usd": usd, "usd_per_answer": each}
 
     @property
     def head(self) -> dict[str, Any]:

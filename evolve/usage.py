@@ -47,7 +47,8 @@ def judges(run: Run) -> list[dict[str, Any]]:
     spending = read_spending(run.folder / SPENDING_FILE)
     for setting, model in run.state.judges.items():
         spent = spending.get(setting, Spent()).to_dict()
-        found.append({"setting": setting, "answers_as": model, **spent, "usd": spent["usd"] or None})
+        unknown = spent["calls"] and not spent["usd"]  # calls whose price nobody gave
+        found.append({"setting": setting, "answers_as": model, **spent, "usd": None if unknown else spent["usd"]})
     return found
 
 
