@@ -32,6 +32,7 @@ from workers.engine import EngineSpec, check_generation
 from workers.errors import CandidateFailed, EngineSetupError
 from workers.merge import Merger
 from workers.models import Parent, read_architecture
+from workers.padding import left_padded
 from workers.recipe import Recipe
 
 _BATCH = 32
@@ -122,12 +123,7 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     def _answer(self, prompts: list[list[int]], settings: Generation, seeds: list[int]) -> list[list[int]]:
-        width = max(len(ids) for ids in prompts)
-        tokens = torch.full((len(prompts), width), self._pad_id, device=self._device)
-        mask = torch.zeros_like(tokens)
-        for row, ids in enumerate(prompts):
-            tokens[row, width - len(ids) :] = torch.tensor(ids, device=self._device)
-            mask[row, width - len(ids) :] = 1
+        tokens, mask = left_padded(prompts, self._pad_id, self._device)
         with torch.inference_mode():
             output = self._model.generate(
                 input_ids=tokens,
@@ -144,7 +140,7 @@ class TransformersEngine:
                 tokenizer=self._tokenizer,
                 logits_processor=_processors(settings, seeds),
             )
-        rows: list[list[int]] = output[:, width:].tolist()
+        rows: list[list[int]] = output[:, tokens.shape[1] :].tolist()
         return rows
 
     def _response(self, prompt_id: str, tokens: list[int], settings: Generation) -> Response:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from workers.padding import left_padded
+
 _BATCH_TOKENS = 8192  # of a batch with its padding
 
 
@@ -31,12 +33,7 @@ class TransformersGrader:
 
     def _next(self, prompts: list[list[int]]) -> torch.Tensor:
         """Logits of the next token, shape (prompts, vocabulary), float32."""
-        width = max(len(ids) for ids in prompts)
-        tokens = torch.full((len(prompts), width), self._pad_id, device=self._device)
-        mask = torch.zeros_like(tokens)
-        for row, ids in enumerate(prompts):
-            tokens[row, width - len(ids) :] = torch.tensor(ids, device=self._device)
-            mask[row, width - len(ids) :] = 1
+        tokens, mask = left_padded(prompts, self._pad_id, self._device)
         # Not a bare forward pass: `generate` knows how each architecture wants its positions and its last logits.
         with torch.inference_mode():
             output = self._model.generate(

@@ -34,7 +34,7 @@ class VllmEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         self._on_gpu = torch.cuda.is_available()
-        _set_environment(spec, on_gpu=self._on_gpu)
+        set_environment(spec.kv_cache_gib, on_gpu=self._on_gpu)
         from vllm import LLM
 
         self._end_ids = end_token_ids(spec.skeleton)
@@ -148,7 +148,13 @@ class VllmEngine:
         raise CandidateFailed("generate", reason, fatal=not cleared)
 
 
-def _set_environment(spec: EngineSpec, *, on_gpu: bool) -> None:
+def set_environment(kv_cache_gib: int, *, on_gpu: bool) -> None:
+    """Environment variables that vLLM reads when it is imported; those that are set already stay.
+
+    Args:
+        kv_cache_gib: attention cache on a CPU, in GiB.
+        on_gpu: whether vLLM will run on one.
+    """
     defaults = {
         # The engine's core in this process: collective_rpc without a second serialisation, one process to kill.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -157,7 +163,7 @@ def _set_environment(spec: EngineSpec, *, on_gpu: bool) -> None:
     }
     if not on_gpu:
         # vLLM binds its threads to the first cores by default, so that two engines would share them.
-        defaults |= {"VLLM_CPU_KVCACHE_SPACE": str(spec.kv_cache_gib), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        defaults |= {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
 

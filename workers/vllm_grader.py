@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from workers.vllm_engine import set_environment
 
 
 class VllmGrader:
@@ -19,16 +20,7 @@ class VllmGrader:
 
     def __init__(self, folder: Path, *, max_model_len: int, gpu_memory_utilization: float, kv_cache_gib: int) -> None:
         on_gpu = torch.cuda.is_available()
-        defaults = {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_LOGGING_LEVEL": "WARNING",
-            "VLLM_NO_USAGE_STATS": "1",
-        }
-        if not on_gpu:
-            # vLLM binds its threads to the first cores by default, where the workers' engines are.
-            defaults |= {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        for name, value in defaults.items():
-            os.environ.setdefault(name, value)
+        set_environment(kv_cache_gib, on_gpu=on_gpu)
         from vllm import LLM
 
         self._llm: Any = LLM(
