@@ -90,7 +90,7 @@ class Campaign:
         """As the Slurm script in the README does."""
         if (self.root / "runs" / name / "run.json").exists():
             return self.start(title, "resume", name)
-        return self.start(title, "run", str(self.root / f"seed-{seed}.yaml"), "--name", name)
+        return self.start(title, "run", str(self.root / f"seed-{seed}.yaml"), "--name", name, "--force")
 
     def ask(self, *arguments: str) -> str:
         return evolve(*arguments, "--runs-dir", str(self.root / "runs"), seconds=self.patience)

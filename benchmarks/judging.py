@@ -72,7 +72,9 @@ class Runs:
         (root / "run.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
 
     def start(self, command: str, name: str) -> Sitting:
-        words = (command, str(self.root / "run.yaml"), "--name", name) if command == "run" else (command, name)
+        words = (
+            (command, str(self.root / "run.yaml"), "--name", name, "--force") if command == "run" else (command, name)
+        )
         return Sitting((*words, "--runs-dir", str(self.root)), self.root / f"{command}-{name}")
 
     def whole(self, name: str, command: str = "run") -> dict[str, Any]:

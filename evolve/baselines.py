@@ -28,10 +28,25 @@ def parents_of(config: RunConfig, recipes: Sequence[Recipe] = ()) -> dict[str, P
     Raises:
         ModelError: one is missing or unsafe.
     """
+    names = [*models_of(config), *(name for recipe in recipes for name in _models_of(recipe))]
+    return find_parents(config, names)
+
+
+def models_of(config: RunConfig) -> list[str]:
+    """The genome's models, then its base, each once."""
     genome = config.genome
-    names = [*genome.models, *([genome.base_model] if genome.base_model else [])]
-    names += [name for recipe in recipes for name in _models_of(recipe)]
-    return resolve_parents(names, cache_dir=cache_dir() / "parents", root=config.root)
+    return list(dict.fromkeys([*genome.models, *([genome.base_model] if genome.base_model else [])]))
+
+
+def find_parents(config: RunConfig, names: Sequence[str]) -> dict[str, Parent]:
+    """Local folders of models, read as the config allows.
+
+    Raises:
+        ModelError: one is missing or unsafe.
+    """
+    return resolve_parents(
+        names, cache_dir=cache_dir() / "parents", root=config.root, pickles=config.genome.allow_pickles
+    )
 
 
 def baseline_recipes(config: RunConfig) -> list[Recipe]:

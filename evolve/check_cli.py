@@ -11,12 +11,9 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from evolve.errors import EXIT_USER_MISTAKE
+from evolve.cli_options import RUNS, ConfigFile, Json, Overrides, RunsDir, aside
+from evolve.errors import EXIT_USER_MISTAKE, ConfigError
 from fitness.findings import Finding, worst
-
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a setting: budget.max_fevals=40.")
-]
 
 
 class _ConfigByDefault(TyperGroup):
@@ -33,22 +30,27 @@ check_app = typer.Typer(
     name="check",
     cls=_ConfigByDefault,
     no_args_is_help=True,
-    help="Find what is wrong before the first expensive step: evolve check CONFIG, or evolve check labels.",
+    help="Find what is wrong before the first expensive step: evolve check CONFIG, check labels, check parents.",
 )
 
 
 @check_app.command("config")
 def check_config(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.")],
+    config: ConfigFile,
     overrides: Overrides = None,
     no_probe: Annotated[
         bool, typer.Option("--no-probe", help="Ask neither parents nor judge: starts no engine, costs nothing.")
     ] = False,
     no_weights: Annotated[bool, typer.Option("--no-weights", help="Do not compare the parents' weights.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    prompts: Annotated[int, typer.Option(min=2, help="How many search prompts each parent answers.")] = 16,
+    difference: Annotated[
+        float, typer.Option(min=1e-6, help="The gain in fitness that the run is to show: how many prompts it takes.")
+    ] = 0.05,
+    runs_dir: RunsDir = RUNS,
+    as_json: Json = False,
 ) -> None:
     """Find what is wrong with parents, prompts, settings and judge before the first expensive step."""
-    from evolve.check import check
+    from evolve.check import Asking, check
     from evolve.check_table import check_table
     from evolve.config import load_config
 
@@ -56,7 +58,9 @@ def check_config(
         load_config(config, overrides or ()),
         weights=not no_weights,
         ask=not no_probe,
-        say=lambda text: typer.echo(text, err=True),
+        asking=Asking(prompts, difference),
+        runs_dir=runs_dir,
+        say=aside,
     )
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
@@ -69,7 +73,7 @@ def check_config(
 def labels(
     model: Annotated[Path, typer.Option("--model", help="Folder of the model that was or will be fine-tuned.")],
     data: Annotated[Path, typer.Option("--data", help="The fine-tuning file: JSONL in OpenAI's chat format.")],
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """See whether a fine-tuning file teaches a model to end its answers, as the common collators label it."""
     from evolve.check_table import findings_table
@@ -85,6 +89,43 @@ def labels(
             Console().print(labels_report(found))
         Console().print(findings_table(findings))
     _end(findings)
+
+
+@check_app.command()
+def parents(
+    models: Annotated[list[str], typer.Argument(metavar="DIR_OR_ID...", help="Possible parents.")],
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="A run's YAML: its models are compared too, its fitness scores."),
+    ] = None,
+    base: Annotated[str | None, typer.Option("--base", help="The model they come from. Default: the config's.")] = None,
+    overrides: Overrides = None,
+    no_probe: Annotated[bool, typer.Option("--no-probe", help="Ask neither models nor judge.")] = False,
+    no_weights: Annotated[bool, typer.Option("--no-weights", help="Do not compare the weights.")] = False,
+    prompts: Annotated[int, typer.Option(min=2, help="How many search prompts each model answers.")] = 16,
+    as_json: Json = False,
+) -> None:
+    """Compare possible parents with each other: which fit, which differ, which answer well by themselves."""
+    from evolve.candidates import compare_candidates
+    from evolve.candidates_table import candidates_table
+    from evolve.config import load_config
+
+    if overrides and config is None:
+        raise ConfigError("--set: there is nothing to override without --config.")
+    found = compare_candidates(
+        models,
+        None if config is None else load_config(config, overrides or ()),
+        base=base,
+        weights=not no_weights,
+        ask=not no_probe,
+        prompts=prompts,
+        say=aside,
+    )
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        Console().print(candidates_table(found))
+    _end(found.findings)
 
 
 def _end(findings: Sequence[Finding]) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
+from types import MappingProxyType
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evolve.check import Report
 from evolve.estimate import Estimate
+from evolve.report import Report
+from evolve.short_names import shortened
 from fitness.findings import LEVELS, Finding
 
-_STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
+STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
 
 
 def check_table(report: Report) -> RenderableType:
@@ -23,25 +25,31 @@ def check_table(report: Report) -> RenderableType:
     lines = [", ".join(f"{counts[level]} {level}" for level in reversed(LEVELS) if counts[level])]
     if counts["error"]:
         lines.append("With errors a run cannot work, or would certainly be wasted.")
-    parts: list[RenderableType] = [findings_table(report.findings)]
+    parts: list[RenderableType] = [findings_table(report.findings, report.names)]
     if report.estimate is not None:
         parts.append(Text(_needs(report.estimate)))
     return Group(*parts, *map(Text, lines))
 
 
-def findings_table(findings: Sequence[Finding]) -> Table:
-    """A row per finding, the worst last."""
+def findings_table(findings: Sequence[Finding], names: Mapping[str, str] = MappingProxyType({})) -> Table:
+    """A row per finding, the worst last.
+
+    Args:
+        findings: in the order of the checks.
+        names: short names of models, by long ones.
+    """
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column()
     for finding in sorted(findings, key=lambda one: LEVELS.index(one.level)):
-        table.add_row(Text(finding.level, style=_STYLES[finding.level]), finding.check, _said(finding))
+        table.add_row(Text(finding.level, style=STYLES[finding.level]), finding.check, _said(finding, names))
     return table
 
 
-def _said(finding: Finding) -> Text:
-    text = Text(f"{_short(finding.where)}: {finding.message}")
+def _said(finding: Finding, names: Mapping[str, str]) -> Text:
+    where = names.get(finding.where, _short(finding.where))
+    text = Text(shortened(f"{where}: {finding.message}", names))
     if finding.remedy:
         text.append(f"\n{finding.remedy}", style="italic")
     return text
@@ -51,8 +59,8 @@ def _needs(one: Estimate) -> str:
     judged = "".join(f" {judge}." for judge in one.judges)
     return (
         f"The run will take about {_duration(one.total_seconds)} ({one.evaluation_seconds:.1f} s per evaluation, "
-        f"{_duration(one.start_seconds)} to start; waiting for a judge not counted), {one.worker_bytes / 2**30:.1f} "
-        f"GiB of memory per worker, and at most {one.disk_bytes / 2**20:.0f} MiB of disk.{judged}"
+        f"{_duration(one.start_seconds)} to start), {one.worker_bytes / 2**30:.1f} GiB of memory per worker, and at "
+        f"most {one.disk_bytes / 2**20:.0f} MiB of disk.{judged}"
     )
 
 

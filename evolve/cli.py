@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from evolve.check_cli import check_app
+from evolve.cli_options import RUNS, ConfigFile, Json, Overrides, RunName, RunsDir, aside
 from evolve.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_MISTAKE, RunStopped
 from evolve.judge_cli import judge_app
 from fitness.errors import JudgeStopped, UserMistake
@@ -31,15 +32,6 @@ app = typer.Typer(
 )
 app.add_typer(check_app)
 app.add_typer(judge_app)
-
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
-RunName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the run.")]
-RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder of the runs.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a setting: budget.max_fevals=40.")
-]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
-RUNS = Path("runs")
 
 
 @app.command()
@@ -66,12 +58,17 @@ def run(
     name: Annotated[str | None, typer.Option(help="Name of the run. Default: method and time.")] = None,
     runs_dir: RunsDir = RUNS,
     overrides: Overrides = None,
+    force: Annotated[bool, typer.Option("--force", help="Start in spite of warnings; they stay with the run.")] = False,
 ) -> None:
-    """Search for the best merge."""
+    """Search for the best merge. Checks first; errors end it, and warnings unless --force is given."""
     from evolve.config import load_config
-    from evolve.run import Run
+    from evolve.first_check import checked
+    from evolve.run import Run, new_folder
 
-    _execute(Run.create(load_config(config, overrides or ()), runs_dir=runs_dir, name=name))
+    settings = load_config(config, overrides or ())
+    folder = new_folder(runs_dir, name, settings)
+    warnings = checked(settings, source=config, runs_dir=runs_dir, force=force, say=aside)
+    _execute(Run.create(settings, runs_dir=runs_dir, name=folder.name, warnings=warnings))
 
 
 @app.command()
@@ -274,7 +271,7 @@ def _print_json(data: Any) -> None:
 
 
 def _say(text: str, code: int) -> int:
-    typer.echo(text, err=True)
+    aside(text)
     return code
 
 

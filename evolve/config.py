@@ -230,8 +230,9 @@ def _with_absolute_paths(data: dict[str, Any], root: Path) -> dict[str, Any]:
             genome["base_model"] = _absolute_model(genome["base_model"], root)
         if genome.get("tokenizer_source") not in (None, "union", "base"):  # the last two are mergekit's words
             genome["tokenizer_source"] = _absolute_model(genome["tokenizer_source"], root)
-        if isinstance(genome.get("models"), list):
-            genome["models"] = [_absolute_model(name, root) for name in genome["models"]]
+        for key in ("models", "allow_pickles", "allow_remote_code"):
+            if isinstance(genome.get(key), list):
+                genome[key] = [_absolute_model(name, root) for name in genome[key]]
     store = data.get("store")
     if isinstance(store, Mapping) and isinstance(url := store.get("url"), str):
         # sqlite:///name is relative, sqlite:////name is absolute

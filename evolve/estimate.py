@@ -10,6 +10,8 @@ from typing import Any
 from evolve.judge_costs import JudgeEstimate, answers_of, estimates
 from evolve.prepare import Prepared
 from evolve.probe import Probe
+from evolve.probe_scores import Scored
+from fitness.spending import Spent
 from workers.job import Split
 
 # Driver, transcript and row of the history, per evaluation.
@@ -21,10 +23,11 @@ class Estimate:
     """What a run will need.
 
     Attributes:
-        start_seconds: until all workers are ready.
+        start_seconds: until all workers are ready, and warm.
         evaluation_seconds: of one evaluation on the search prompts, judging apart.
         search_seconds: of the search, workers side by side.
-        total_seconds: of everything, start included; without waiting for a judge.
+        total_seconds: of everything, start included. Judging goes on beside the engines: the slower of them counts,
+            the judge only where it was measured.
         worker_bytes: resident memory of each worker's process.
         disk_bytes: of transcripts and history.
         judges: what each judge will be asked.
@@ -43,12 +46,13 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(prepared: Prepared, probe: Probe, *, disk_bytes: int) -> Estimate:
+def estimate(prepared: Prepared, probe: Probe, scored: Scored, *, disk_bytes: int) -> Estimate:
     """From one worker's measurements to the whole run.
 
     Args:
         prepared: the checked config.
         probe: what one worker did.
+        scored: how its answers were scored, and what that took.
         disk_bytes: what will be written.
     """
     plan, config, workers = prepared.plan, prepared.config, prepared.workers
@@ -68,12 +72,14 @@ def estimate(prepared: Prepared, probe: Probe, *, disk_bytes: int) -> Estimate:
         for split in repeats
     }
     rest = sum(math.ceil(many / workers) * seconds[split] for split, many in others.items())
+    judges = [one.measured(scored.spent.get(one.setting, Spent()), scored.seconds) for one in estimates(prepared)]
+    start = probe.start_seconds + probe.warm_up_seconds
     return Estimate(
-        start_seconds=probe.start_seconds,
+        start_seconds=start,
         evaluation_seconds=seconds["search"],
         search_seconds=search,
-        total_seconds=probe.start_seconds + search + rest,
+        total_seconds=start + max(search + rest, sum(one.seconds or 0.0 for one in judges)),
         worker_bytes=probe.peak_bytes,
         disk_bytes=disk_bytes,
-        judges=tuple(estimates(prepared)),
+        judges=tuple(judges),
     )

@@ -98,6 +98,14 @@ class GenomeConfig(BaseModel):
     tokenizer_source: ModelName | None = None
     """``union``, ``base`` or a model: mergekit aligns vocabularies that differ."""
 
+    allow_pickles: tuple[ModelName, ...] = ()
+    """Models, named as above, whose weights are Python pickles and may be read all the same: they are converted once,
+    into the cache, by a reader that builds tensors and refuses everything else."""
+
+    allow_remote_code: tuple[ModelName, ...] = ()
+    """Models, named as above, that ask to run code of their own and may be used all the same. The code is not run:
+    transformers' own class of the architecture is used, where it has one."""
+
     parameters: dict[str, Setting] = Field(default_factory=dict)
     """Each of the method's numbers: searched (``{min, max, init, scale}``) or fixed (a number)."""
 

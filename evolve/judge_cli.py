@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from evolve.cli_options import RUNS, Json, RunsDir, aside
 from evolve.errors import EXIT_STOPPED, ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YA
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a setting: fitness.judge.samples=3.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 Final = Annotated[bool, typer.Option("--final", help="Try fitness.final_judge.")]
 Html = Annotated[Path | None, typer.Option("--html", help="Also write a page with plots.")]
 
@@ -53,7 +53,7 @@ def ask(
         asked = setup.known(prompt_id, "--prompt-id")
     else:
         asked = setup.prompt(prompt or "", references=reference or ())
-    with judge_trial.trial(setup, say=_say) as tried:
+    with judge_trial.trial(setup, say=aside) as tried:
         report = judge_trial.ask(tried, asked, answer)
     _show(report, ask_report, as_json=as_json)
     if report["verdict"] is None:
@@ -84,7 +84,7 @@ def check(
     scale = (setup.rubric.scale.min, setup.rubric.scale.max)
     labelled = read_labels(labels, criteria=[one.name for one in setup.rubric.criteria], scale=scale)
     prompts = questions(setup, labelled)
-    with trial(setup, say=_say) as tried:
+    with trial(setup, say=aside) as tried:
         report = check(tried, prompts, labelled, repeats=repeats)
     _page(html, report)
     _show(report, check_report, as_json=as_json)
@@ -98,7 +98,7 @@ def attack(
         list[Path] | None, typer.Option(help="JSONL with prompt_id and text on each line, such as a transcript.")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many answers to attack.")] = 10,
-    runs_dir: Annotated[Path, typer.Option("--runs-dir", help="Folder of the runs.")] = Path("runs"),
+    runs_dir: RunsDir = RUNS,
     injections: Annotated[Path | None, typer.Option(help="Your own injections (YAML). Default: those shipped.")] = None,
     overrides: Overrides = None,
     final: Final = False,
@@ -122,7 +122,7 @@ def attack(
     laid = read_injections(injections or configs_dir() / "attacks" / "injections.yaml")
     setup = set_up(load_config(config, overrides or ()), final=final)
     attacked = _answers(setup, files, count)
-    with trial(setup, say=_say) as tried:
+    with trial(setup, say=aside) as tried:
         report = attack(tried, attacked, laid)
     _page(html, report)
     _show(report, attack_report, as_json=as_json)
@@ -163,7 +163,7 @@ def _page(html: Path | None, report: dict[str, Any]) -> None:
 
     if html is not None:
         write_judge_page(html, report)
-        _say(f"{html}: written.")
+        aside(f"{html}: written.")
 
 
 def _show(report: dict[str, Any], table: Any, *, as_json: bool) -> None:
@@ -171,7 +171,3 @@ def _show(report: dict[str, Any], table: Any, *, as_json: bool) -> None:
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         Console().print(table(report))
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from evolve.judging import judges_of, splits_of
@@ -13,6 +13,7 @@ from fitness.judge_protocol import comparison, grading
 from fitness.prompts import Prompt
 from fitness.responses import Response
 from fitness.rubric import Rubric
+from fitness.spending import Spent
 from workers.job import Split
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class JudgeEstimate:
         usd: about so many US dollars; ``None`` where no price is known.
         max_usd: the cap; ``None``: none.
         max_calls: the cap; ``None``: none.
+        seconds: about so long all of it takes; ``None`` where nobody has measured it.
     """
 
     setting: str
@@ -48,10 +50,29 @@ class JudgeEstimate:
     usd: float | None
     max_usd: float | None
     max_calls: int | None
+    seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)
+
+    def measured(self, spent: Spent, seconds: float) -> JudgeEstimate:
+        """Reckoned anew from what some answers took; as it is where none of them was asked about.
+
+        Args:
+            spent: on these answers.
+            seconds: wall seconds of judging them.
+        """
+        if not spent.calls or not self.calls:
+            return self
+        times = self.calls / spent.calls
+        return replace(
+            self,
+            prompt_tokens=round(times * spent.prompt_tokens),
+            completion_tokens=round(times * spent.completion_tokens),
+            usd=None if self.usd is None else times * spent.usd,
+            seconds=times * seconds,
+        )
 
     @property
     def caution(self) -> str | None:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from evolve.config import RunConfig
@@ -156,8 +156,7 @@ class Trial:
             The fields of ``Spent`` (``usd``: ``None`` where no price is known), and ``usd_per_answer``: what judging
             an answer once costs where the cache does not know it; ``None`` where nothing was paid.
         """
-        now = asdict(self.judge.spent)
-        cost: dict[str, Any] = {name: value - getattr(self._before, name) for name, value in now.items()}
+        cost = self.judge.spent.since(self._before).to_dict()
         asked = cost["calls"] + cost["cached"]
         paid = judgements * cost["calls"] / asked if asked else 0.0
         each = cost["usd"] / paid if paid and cost["usd"] else None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any, Literal
 
 from mergekit import merge_methods
@@ -19,6 +18,7 @@ from mergekit.merge_methods.base import BasePolicy, MergeMethodSpec, ParameterSc
 
 from evolve.errors import ConfigError
 from evolve.genome_config import GenomeConfig, ParameterRange
+from evolve.short_names import short_names
 
 # Methods whose masks are drawn at random, so that no configuration alone identifies the model.
 RANDOM_MASKS = {"dare_linear", "dare_ties", "della", "della_linear"}
@@ -178,7 +178,7 @@ def read_method(config: GenomeConfig) -> Method:
         name=spec.name,
         models=models,
         base_model=base_model,
-        short_names=_short_names(models),
+        short_names=short_names(models),
         weighted_models=weighted,
         searched=tuple(s for s in searched if s.models is None or s.models),
         fixed=fixed,
@@ -339,12 +339,3 @@ def _notes(spec: MergeMethodSpec, searched: Sequence[Searched], *, normalised: b
             "mergekit-yaml draws others, so export the winner with evolve export."
         )
     return notes
-
-
-def _short_names(models: Sequence[str]) -> tuple[str, ...]:
-    """The last parts of the paths, with as many parent folders as it takes to tell them apart."""
-    for depth in range(1, 8):
-        names = tuple("/".join(PurePath(m).parts[-depth:]) for m in models)
-        if len(set(names)) == len(names):
-            return names
-    return tuple(models)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from fitness.generation import Generation, resolve_generation
 from fitness.prompts import Prompt, load_prompts
 from fitness.responses import Response
 from fitness.scorer import Scoring, check_scoring
-from workers.engine import EngineSpec, count_workers, gpus_per_worker, make_spec
+from workers.engine import EngineSpec, WorkersConfig, count_workers, gpus_per_worker, make_spec
 from workers.job import Split
 from workers.merge import Merger
 from workers.models import Architecture, check_compatible, fingerprint, read_architecture
@@ -123,7 +123,7 @@ def prepare(config: RunConfig, work_dir: Path, *, plan: Plan | None = None) -> P
     if template is None:
         template = own_template(parents.values())
     skeleton = build_skeleton(start, parents, work_dir / "skeleton", chat_template=template)
-    tokens = {split: _tokens(skeleton, by_split[split], template) for split in SPLITS}
+    tokens = {split: prompt_tokens(skeleton, by_split[split], template) for split in SPLITS}
     longest = max(len(ids) for split in SPLITS for _, ids in tokens[split])
     spec = make_spec(
         config.workers,
@@ -233,10 +233,14 @@ def started(prepared: Prepared, folder: Path, say: Callable[[str], None] = lambd
         JudgeStopped: a judge cannot be asked; no worker was started.
     """
     config = prepared.config
-    with (
-        judging(config, prepared.scoring, prepared.rivals, spending=folder / SPENDING_FILE, say=say) as judges,
-        _pool(prepared, say) as pool,
-    ):
+    with ExitStack() as stack:
+        judges = stack.enter_context(
+            judging(config, prepared.scoring, prepared.rivals, spending=folder / SPENDING_FILE, say=say)
+        )
+        say(f"starting {prepared.workers} {prepared.spec.engine} worker(s)")
+        pool = stack.enter_context(
+            make_pool(config.workers, prepared.spec, prepared.tokens, prepared.generation, count=prepared.workers)
+        )
         yield EngineEvaluator(
             pool,
             judges,
@@ -246,25 +250,44 @@ def started(prepared: Prepared, folder: Path, say: Callable[[str], None] = lambd
         )
 
 
-def _pool(prepared: Prepared, say: Callable[[str], None]) -> Pool:
-    settings = prepared.config.workers
-    say(f"starting {prepared.workers} {prepared.spec.engine} worker(s)")
+def make_pool(
+    settings: WorkersConfig,
+    spec: EngineSpec,
+    prompts: Mapping[Split, Sequence[tuple[str, list[int]]]],
+    generation: Generation,
+    *,
+    count: int,
+) -> Pool:
+    """Workers, not started yet.
+
+    Args:
+        settings: the ``workers:`` block.
+        spec: of the engines.
+        prompts: (prompt id, token ids) per split.
+        generation: how to decode.
+        count: how many.
+    """
     return Pool(
-        prepared.spec,
-        prepared.tokens,
-        prepared.generation,
-        count=prepared.workers,
+        spec,
+        prompts,
+        generation,
+        count=count,
         cpus_per_worker=settings.cpus_per_worker,
         gpus_per_worker=settings.gpus_per_worker,
         max_attempts=settings.max_attempts,
         evaluation_timeout_seconds=settings.evaluation_timeout_seconds,
         start_timeout_seconds=settings.start_timeout_seconds,
         ray_address=settings.ray_address,
-        split_prompts=settings.split_prompts,
+        split_prompts=settings.split_prompts if count > 1 else None,
     )
 
 
-def _tokens(skeleton: Path, prompts: Sequence[Prompt], template: str | None) -> list[tuple[str, list[int]]]:
+def prompt_tokens(skeleton: Path, prompts: Sequence[Prompt], template: str | None) -> list[tuple[str, list[int]]]:
+    """(prompt id, token ids) of each prompt, as the model of a skeleton gets it.
+
+    Raises:
+        ModelError: there is no chat template, or it refuses a conversation.
+    """
     conversations = [[{"role": m.role, "content": m.content} for m in prompt.messages] for prompt in prompts]
     ids = tokenise(skeleton, conversations, chat_template=template)
     return [(prompt.id, tokens) for prompt, tokens in zip(prompts, ids, strict=True)]

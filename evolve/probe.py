@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from evolve.prepare import Prepared
+from evolve.prepare import Prepared, make_pool
 from fitness.generation import PRESETS, Generation, PresetName
 from fitness.prompts import Prompt
 from fitness.responses import Response
 from workers.errors import WorkersLost
-from workers.job import Job, JobFailed, Transcript
-from workers.pool import Pool
+from workers.job import Job, JobFailed, Split, Transcript
 from workers.recipe import Recipe
 
 RUN = "the run's settings"
+A_MERGE = "a merge from the middle of the search"
 _PRESETS: tuple[PresetName, ...] = ("greedy-short", "sampling-long")
 _MERGES = 3  # the first of a process is slower than those that follow
 
@@ -32,7 +32,7 @@ class Asked:
     """What one parent answered under one setting.
 
     Attributes:
-        model: the parent's name.
+        model: the parent's name, or ``a merge``.
         settings: whose settings: the run's, or a preset's.
         generation: the settings.
         prompts: what was asked.
@@ -61,20 +61,24 @@ class Probe:
 
     Attributes:
         asked: by parent and setting.
+        merged: what a merge from the middle of the search answered to the same prompts, under the run's settings.
         start_seconds: until the worker was ready.
+        warm_up_seconds: that its first evaluation took longer than those that followed.
         merge_seconds: of a merge from the middle of the search, in a worker that has merged before.
         answer_seconds: of all search prompts under the run's settings.
         peak_bytes: largest resident memory of the worker's process.
     """
 
     asked: Sequence[Asked]
+    merged: Asked
     start_seconds: float
+    warm_up_seconds: float
     merge_seconds: float
     answer_seconds: float
     peak_bytes: int
 
 
-def probe(prepared: Prepared, *, prompts: int = 8, say: Callable[[str], None] = lambda _: None) -> Probe:
+def probe(prepared: Prepared, *, prompts: int, say: Callable[[str], None] = lambda _: None) -> Probe:
     """Starts one worker, asks, and closes it.
 
     Args:
@@ -86,58 +90,54 @@ def probe(prepared: Prepared, *, prompts: int = 8, say: Callable[[str], None] = 
         EngineSetupError: the engine does not start.
         WorkersLost: the worker died, and another too; or nothing could be merged.
     """
-    chosen = _spread(prepared.prompts["search"], prompts)
+    chosen = spread(prepared.prompts["search"], prompts)
     tokens = dict(prepared.tokens["search"])
     few = [(one.id, tokens[one.id]) for one in chosen]
     settings = {RUN: prepared.generation} | {name: _fitting(PRESETS[name], prepared) for name in _PRESETS}
     parents = [one for one in prepared.baselines if one.kind == "parent" and one.split == "search"]
     # The pool has two sets of prompts: all that the search asks, and the few of the probe.
-    asked = {"search": prepared.tokens["search"], "validation": few}
+    asked: dict[Split, Sequence[tuple[str, list[int]]]] = {"search": prepared.tokens["search"], "validation": few}
+    # What the search will do comes first, so that no longer answers raise the process's largest memory before it.
+    seed = prepared.generation.seed
+    work = [Job(f"merge-{i}", recipe, "search", seed=seed) for i, recipe in enumerate(_typical(prepared))]
     jobs: dict[str, tuple[str, str]] = {}
-    work = []
-    for number, parent in enumerate(parents):
-        for name, generation in settings.items():
-            key = f"probe-{number:02d}-{len(jobs):02d}"
+    for name, generation in settings.items():
+        for parent in parents:
+            key = f"probe-{len(jobs):03d}"
             jobs[key] = (parent.label, name)
-            work.append(Job(key, parent.recipe, "validation", seed=prepared.generation.seed, generation=generation))
-    work += [Job(f"merge-{i}", recipe, "search") for i, recipe in enumerate(_typical(prepared))]
-    workers = prepared.config.workers
+            work.append(Job(key, parent.recipe, "validation", seed=seed, generation=generation))
     say(f"starting one {prepared.spec.engine} worker to ask the parents")
     begun = time.monotonic()
-    with Pool(
-        replace(prepared.spec, max_model_len=_longest(prepared, list(settings.values()))),
-        asked,  # type: ignore[arg-type]
-        prepared.generation,
-        count=1,
-        cpus_per_worker=workers.cpus_per_worker,
-        gpus_per_worker=workers.gpus_per_worker,
-        evaluation_timeout_seconds=workers.evaluation_timeout_seconds,
-        start_timeout_seconds=workers.start_timeout_seconds,
-        ray_address=workers.ray_address,
-    ) as pool:
+    spec = replace(prepared.spec, max_model_len=_longest(prepared, list(settings.values())))
+    with make_pool(prepared.config.workers, spec, asked, prepared.generation, count=1) as pool:
         start_seconds = time.monotonic() - begun
         say(f"{len(parents)} parents answer {len(few)} prompts under {len(settings)} settings")
         results = {result.job.key: result for result in pool.run(work)}
-    answers = [_asked(results[key], model, name, settings[name], chosen) for key, (model, name) in jobs.items()]
-    merges = [one for key, one in results.items() if key.startswith("merge-") and isinstance(one, Transcript)]
-    if not merges:
-        failed = next(one for key, one in results.items() if key.startswith("merge-"))
-        assert isinstance(failed, JobFailed)
+    answers = [asked_of(results[key], model, name, settings[name], chosen) for key, (model, name) in jobs.items()]
+    merges = [results[f"merge-{i}"] for i in range(_MERGES)]
+    done = [one for one in merges if isinstance(one, Transcript)]
+    if not done:
+        (failed, *_) = [one for one in merges if isinstance(one, JobFailed)]
         raise WorkersLost(f"no merge from the middle of the search could be made: {failed.stage}: {failed.reason}")
-    merges.sort(key=lambda one: one.job.key)
-    warm = merges[1:] or merges
+    seconds = [sum(one.seconds.values()) for one in done]
+    warm = done[1:] or done
+    by_prompt = {one.prompt_id: one for one in warm[-1].responses}
+    few_of_merge = [by_prompt[one.id] for one in chosen]
     return Probe(
         asked=answers,
+        merged=Asked(A_MERGE, RUN, prepared.generation, chosen, few_of_merge, warm[-1].seconds["generate"]),
         start_seconds=start_seconds,
+        warm_up_seconds=max(0.0, seconds[0] - float(np.mean(seconds[1:] or seconds))),
         merge_seconds=float(np.mean([one.seconds["merge"] for one in warm])),
         answer_seconds=float(np.mean([one.seconds["generate"] for one in warm])),
-        peak_bytes=max(share.peak_bytes for one in merges for share in one.shares),
+        peak_bytes=max(share.peak_bytes for one in done for share in one.shares),
     )
 
 
-def _asked(
+def asked_of(
     result: Transcript | JobFailed, model: str, name: str, generation: Generation, prompts: Sequence[Prompt]
 ) -> Asked:
+    """A worker's result as what a model was asked and answered."""
     if isinstance(result, JobFailed):
         return Asked(model, name, generation, prompts, (), 0.0, f"{result.stage}: {result.reason}")
     return Asked(model, name, generation, prompts, result.responses, result.seconds["generate"])
@@ -151,7 +151,8 @@ def _typical(prepared: Prepared) -> list[Recipe]:
     return [genome.decode(point) for point in points]
 
 
-def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """So many of the prompts, evenly over all."""
     step = max(1, len(prompts) // count)
     return list(prompts[::step][:count])
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from evolve.probe import RUN, Asked, Probe
 from fitness import measures
+from fitness.answer_language import language_findings
 from fitness.findings import Finding, Level
+from fitness.prompt_checks import truncation_findings
+from fitness.prompts import Prompt
+from fitness.writing import writing
 
 _ENDED_LEAST = 0.5  # share of answers that end by themselves; below it a parent runs on
 _LOOPING = 0.5  # repetition of an answer that loops (plain prose: 0 to 0.15)
@@ -15,14 +21,41 @@ _LOOPING_MOST = 0.2  # share of answers that may loop
 _CAUSES = ("pad-is-eos", "eos-agrees", "turn-ends", "special-ids-agree", "special-ids-exist")
 
 
-def probe_findings(probe: Probe, known: Sequence[Finding]) -> list[Finding]:
+def probe_findings(
+    probe: Probe, known: Sequence[Finding], *, prompts: Sequence[Prompt], language: str | None
+) -> list[Finding]:
     """Judges what the parents answered.
 
     Args:
         probe: what they answered.
         known: what was found before, which may explain it.
+        prompts: what the run asks.
+        language: that the run wants answers in; ``None``: that of the prompts.
     """
-    return [finding for one in probe.asked for finding in _of(one, known)]
+    own = [one for one in probe.asked if one.settings == RUN and one.responses]
+    answers = {one.model: one.responses for one in own}
+    limit = own[0].generation.max_new_tokens if own else 0
+    return [
+        *(finding for one in probe.asked for finding in _of(one, known)),
+        *truncation_findings(answers, max_new_tokens=limit),
+        *language_findings(answers, prompts, wanted=language),
+    ]
+
+
+def answer_facts(asked: Asked) -> dict[str, Any]:
+    """What can be counted in a model's answers, at least one: shares, mean length, speed."""
+    ended = _mean([measures.ended(one) for one in asked.responses])
+    return {
+        "settings": asked.settings,
+        "answers": len(asked.responses),
+        "ended": ended,
+        "truncated": 1 - ended,
+        "looping": _mean([float(measures.repetition(one.text) > _LOOPING) for one in asked.responses]),
+        "mean_chars": _mean([float(len(one.text)) for one in asked.responses]),
+        "writings": dict(Counter(writing(one.text) or "no letters" for one in asked.responses)),
+        "tokens_per_second": asked.tokens_per_second,
+        "first_answer": asked.responses[0].text[:200],
+    }
 
 
 def _of(asked: Asked, known: Sequence[Finding]) -> list[Finding]:
@@ -30,17 +63,8 @@ def _of(asked: Asked, known: Sequence[Finding]) -> list[Finding]:
     if asked.failure is not None or not asked.responses:
         text = f"It does not answer under {asked.settings}: {asked.failure}."
         return [Finding("parents-answer", "error", where, text, "Leave this parent out, or mend its weights.")]
-    ended = _mean([measures.ended(one) for one in asked.responses])
-    loops = _mean([float(measures.repetition(one.text) > _LOOPING) for one in asked.responses])
-    evidence = {
-        "settings": asked.settings,
-        "ended": ended,
-        "truncated": 1 - ended,
-        "looping": loops,
-        "mean_chars": _mean([float(len(one.text)) for one in asked.responses]),
-        "tokens_per_second": asked.tokens_per_second,
-        "first_answer": asked.responses[0].text[:200],
-    }
+    evidence = answer_facts(asked)
+    ended, loops = evidence["ended"], evidence["looping"]
     text = (
         f"Under {asked.settings} ({asked.generation.max_new_tokens} tokens at most) {ended:.0%} of "
         f"{len(asked.responses)} answers end by themselves, {loops:.0%} loop; "

@@ -69,8 +69,21 @@ class Run:
         return self.state.status
 
     @classmethod
-    def create(cls, config: RunConfig, *, runs_dir: Path | str = "runs", name: str | None = None) -> Run:
-        """Check everything, freeze the plan, and make the run's folder. Starts no engine.
+    def create(
+        cls,
+        config: RunConfig,
+        *,
+        runs_dir: Path | str = "runs",
+        name: str | None = None,
+        warnings: Sequence[str] = (),
+    ) -> Run:
+        """Check what must hold, freeze the plan, and make the run's folder. Starts no engine.
+
+        Args:
+            config: the run config; ``evolve.check.check`` looks at it more closely.
+            runs_dir: folder of the runs.
+            name: of the run; by default method and time.
+            warnings: what a reader of the results should know.
 
         Raises:
             UserMistake: the config cannot work, or the name is taken.
@@ -78,11 +91,8 @@ class Run:
         from evolve.judging import cautions_of
         from evolve.prepare import prepare
 
-        name = name or f"{config.genome.merge_method}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-            raise StoreError(f"--name {name!r}: use letters, digits, dots, dashes and underscores.")
-        folder = Path(runs_dir).resolve() / name
-        _refuse_taken(folder)
+        folder = new_folder(runs_dir, name, config)
+        name = folder.name
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -102,7 +112,7 @@ class Run:
                     sittings=(),
                     changes=(),
                     versions=versions(),
-                    warnings=tuple(cautions_of(config)),
+                    warnings=(*cautions_of(config), *warnings),
                     fingerprints=dict(prepared.fingerprints),
                     judges={},
                     score_bounds=config.fitness.score_bounds,
@@ -271,6 +281,20 @@ class Run:
                 self._prepared = None
             self.state, self.store = fresh.state, fresh.store
             yield
+
+
+def new_folder(runs_dir: Path | str, name: str | None, config: RunConfig) -> Path:
+    """Where a run would lie that does not exist yet; makes nothing.
+
+    Raises:
+        StoreError: the name is no name, or taken.
+    """
+    name = name or f"{config.genome.merge_method}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise StoreError(f"--name {name!r}: use letters, digits, dots, dashes and underscores.")
+    folder = Path(runs_dir).resolve() / name
+    _refuse_taken(folder)
+    return folder
 
 
 def run_names(runs_dir: Path | str = "runs") -> list[str]:

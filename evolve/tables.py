@@ -108,6 +108,8 @@ def status_lines(run: Run) -> list[str]:
     workers = utilisation(run)
     if workers:
         lines.append("busy: " + ", ".join(f"worker {one['worker']} {one['busy_share']:.0%}" for one in workers))
+        most = max(one["peak_bytes"] for one in workers)
+        lines += [f"memory: {most / 2**30:.1f} GiB in a worker's process at most"] if most else []
     lines += [_judge_line(one) for one in judges(run)]
     lines += _length_lines(length_preference(run))
     for change in run.state.changes:

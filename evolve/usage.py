@@ -53,7 +53,7 @@ def judges(run: Run) -> list[dict[str, Any]]:
 
 
 def utilisation(run: Run) -> list[dict[str, Any]]:
-    """How busy each worker was while the run was worked on: ``{worker, busy_seconds, busy_share}``."""
+    """How busy each worker was while the run was worked on: ``{worker, busy_seconds, busy_share, peak_bytes}``."""
     return busy((share for row in run.store.summaries() for share in row.shares), run.state.sittings)
 
 
@@ -70,7 +70,8 @@ def busy(shares: Iterable[Share], sittings: Sequence[float]) -> list[dict[str, A
         sittings: when each sitting began, in Unix seconds, ascending.
 
     Returns:
-        ``{"worker": index, "busy_seconds": ..., "busy_share": ...}``, the share in [0, 1], by index.
+        ``{"worker": index, "busy_seconds": ..., "busy_share": ..., "peak_bytes": ...}`` by index: the share in [0, 1],
+        and the largest resident memory of its processes, 0 where unknown.
     """
     done: dict[int, list[Share]] = {}
     for share in shares:
@@ -81,7 +82,12 @@ def busy(shares: Iterable[Share], sittings: Sequence[float]) -> list[dict[str, A
         for worker in seconds:
             seconds[worker] += _covered(share for share in sitting if share.worker == worker)
     return [
-        {"worker": worker, "busy_seconds": spent, "busy_share": min(1.0, spent / window) if window > 0 else 0.0}
+        {
+            "worker": worker,
+            "busy_seconds": spent,
+            "busy_share": min(1.0, spent / window) if window > 0 else 0.0,
+            "peak_bytes": max(one.peak_bytes for sitting in done.values() for one in sitting if one.worker == worker),
+        }
         for worker, spent in sorted(seconds.items())
     ]
 

@@ -129,6 +129,11 @@ class Endpoint:
         return f"{self.model} at {self._client.base_url}"
 
     @property
+    def form(self) -> ReplyFormat:
+        """How replies are held to their form, as far as is known by now."""
+        return self._dialect.form
+
+    @property
     def identity(self) -> tuple[Any, ...]:
         """What else than the messages decides a reply: two servers may have different models of one name."""
         return (str(self._client.base_url), self.model, self._forms, sorted(self._settings.items()))

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from fitness.endpoint import Endpoint, NoReply
 from fitness.errors import JudgeStopped
 from fitness.expected import NoDistribution, expected_scores
+from fitness.judge_config import ReplyFormat
 from fitness.judge_protocol import (
     PROBE,
     PROBE_ANSWERS,
@@ -46,6 +47,11 @@ class Judge(Protocol):
     @property
     def spent(self) -> Spent:
         """What it was asked so far."""
+        ...
+
+    @property
+    def form(self) -> ReplyFormat | None:
+        """How its replies are held to their form; ``None`` where it writes none."""
         ...
 
     async def judge(self, prompt: Prompt, response: Response, again: int = 0) -> Verdict | Unscored:
@@ -147,6 +153,11 @@ class LlmJudge:
     def spent(self) -> Spent:
         """What it was asked so far, by earlier processes of the run too."""
         return self._endpoint.purse.spent
+
+    @property
+    def form(self) -> ReplyFormat:
+        """See :attr:`Judge.form`."""
+        return self._endpoint.form
 
     async def judge(self, prompt: Prompt, response: Response, again: int = 0) -> Verdict | Unscored:
         """The mean of the samples that could be had, unscored where none could; see :meth:`Judge.judge`."""

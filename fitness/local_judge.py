@@ -84,6 +84,11 @@ class LocalJudge:
         """Nothing: no call costs anything."""
         return Spent()
 
+    @property
+    def form(self) -> None:
+        """None: grades are read off its next token."""
+        return None
+
     async def judge(self, prompt: Prompt, response: Response, again: int = 0) -> Verdict | Unscored:  # noqa: ARG002
         """Grades one answer; unscored where one of the criteria could not be graded.
 

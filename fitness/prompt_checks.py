@@ -76,6 +76,37 @@ def length_finding(
     )
 
 
+def written_finding(prompts: Sequence[Prompt], written: Mapping[str, str], *, where: str = "chat.template") -> Finding:
+    """Whether the chat template leaves out what the prompts say: some write no system message, some one question.
+
+    Args:
+        prompts: of both splits.
+        written: text of each prompt by its id, as the template writes it.
+        where: for the finding.
+    """
+    lost: defaultdict[str, list[str]] = defaultdict(list)
+    for prompt in prompts:
+        text = "".join(written[prompt.id].split())
+        question = prompt.messages[-1]
+        for turn in prompt.messages:
+            if turn.role == "assistant":  # a template may leave out its thoughts
+                continue
+            if "".join(turn.content.split()) not in text:
+                lost["question" if turn is question else turn.role].append(prompt.id)
+    if not lost:
+        return Finding("prompts-written", "ok", where, "the chat template writes all that the prompts say")
+    names = {"question": "question", "system": "system message", "user": "earlier question"}
+    what = "; ".join(f"the {names[kind]} of {len(ids)} prompts ({_named(ids)})" for kind, ids in lost.items())
+    return Finding(
+        "prompts-written",
+        "error" if "question" in lost else "warning",
+        where,
+        f"the chat template leaves out {what}",
+        "correct the template, choose another with chat.template, or write a lost system message into the question",
+        {kind: ids[:_LISTED] for kind, ids in lost.items()},
+    )
+
+
 def truncation_findings(
     answers: Mapping[str, Sequence[Response]], *, max_new_tokens: int, where: str = "generation.max_new_tokens"
 ) -> list[Finding]:

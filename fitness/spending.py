@@ -40,6 +40,10 @@ class Spent:
         """Plain data."""
         return asdict(self)
 
+    def since(self, before: Spent) -> Spent:
+        """What was asked after an earlier moment."""
+        return Spent(**{name: value - getattr(before, name) for name, value in asdict(self).items()})
+
 
 @dataclass(frozen=True)
 class Usage:

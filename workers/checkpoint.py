@@ -81,6 +81,8 @@ class Checkpoint:
             raise ModelError(
                 f"model {self.name!r}: {path} is not readable as JSON ({error}). Copy the model again."
             ) from error
+        if not isinstance(data, dict):
+            raise ModelError(f"model {self.name!r}: {path} is no JSON object. Copy the model again.")
         return data
 
     @cached_property
@@ -135,6 +137,6 @@ class Checkpoint:
             return [SINGLE_FILE]
         try:
             weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+            return sorted(set(weight_map.values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # no JSON, or JSON of another shape
             raise ModelError(f"model {self.name!r}: {index} is damaged. Fetch the model again.") from error
-        return sorted(set(weight_map.values()))

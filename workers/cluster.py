@@ -1,4 +1,4 @@
-"""The Ray cluster: an existing one, or one on this machine for the life of a pool; and what workers get of it."""
+"""The Ray cluster: an existing one, or one on this machine for the life of a pool."""
 
 from __future__ import annotations
 
@@ -7,27 +7,12 @@ import math
 import os
 import signal
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from workers.errors import EngineSetupError, last_line
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What Ray reserves.
-
-    Attributes:
-        count: workers.
-        cpus: CPUs per worker.
-        gpus: GPUs per worker.
-    """
-
-    count: int
-    cpus: float
-    gpus: float
+from workers.machine import Node, usable_cores
 
 
 def connect(address: str | None, cpus: int) -> bool:
@@ -52,11 +37,10 @@ def connect(address: str | None, cpus: int) -> bool:
     if address is not None:
         options["address"] = address
     else:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         options |= {
             "address": "local",
             "include_dashboard": False,
-            "num_cpus": max(cores, cpus),
+            "num_cpus": max(usable_cores(), cpus),
             "object_store_memory": 256 * 2**20,  # only prompts and answers pass through it
         }
     on_terminate = signal.getsignal(signal.SIGTERM)
@@ -73,31 +57,31 @@ def connect(address: str | None, cpus: int) -> bool:
     return True
 
 
-def share_out(*, ranks: int, count: int | None, cpus: float | None, gpus: float | None) -> Resources:
-    """Completes what was asked for from what the cluster has.
+def nodes() -> list[Node]:
+    """The living machines of the cluster that this process is connected to."""
+    return [
+        Node(
+            cpus=float(one["Resources"].get("CPU", 0)),
+            gpus=float(one["Resources"].get("GPU", 0)),
+            memory_bytes=int(one["Resources"].get("memory", 0)),  # what Ray leaves to its processes
+        )
+        for one in ray.nodes()
+        if one["Alive"]
+    ]
 
-    Args:
-        ranks: GPUs or CPU ranks of one engine.
-        count: workers; ``None``: as many as the GPUs suffice for, else 1.
-        cpus: CPUs per worker; ``None``: the cluster's divided.
-        gpus: GPUs per worker; ``None``: ``ranks`` where there are GPUs.
+
+def survey(address: str) -> list[Node]:
+    """Looks at an existing cluster, and leaves it again.
 
     Raises:
-        EngineSetupError: the cluster has less.
+        EngineSetupError: it cannot be reached.
     """
-    have = ray.cluster_resources()
-    total_gpus, total_cpus = float(have.get("GPU", 0)), float(have.get("CPU", 1))
-    gpus = gpus if gpus is not None else (float(ranks) if total_gpus else 0.0)
-    count = count or (max(1, int(total_gpus // gpus)) if gpus else 1)
-    cpus = cpus if cpus is not None else float(max(1, int(total_cpus // count)))
-    for what, each, total in (("GPUs", gpus, total_gpus), ("CPUs", cpus, total_cpus)):
-        if count * each > total:
-            raise EngineSetupError(
-                f"{count} workers with {each:g} {what} each need {count * each:g}, and Ray sees {total:g}. "
-                f"Lower workers.count, workers.{what.lower()}_per_worker or workers.tensor_parallel_size, or "
-                "make more visible (CUDA_VISIBLE_DEVICES)."
-            )
-    return Resources(count, cpus, gpus)
+    ours = connect(address, 0)
+    try:
+        return nodes()
+    finally:
+        if ours:
+            ray.shutdown()
 
 
 def least_cpus(count: int | None, cpus: float | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -9,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from safetensors.torch import save_file
 
 from workers.checkpoint import INDEX_FILE, SINGLE_FILE
@@ -51,6 +53,24 @@ def convert_checkpoint(folder: Path, out: Path) -> None:
         temporary.replace(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def converted(folder: Path, cache_dir: Path) -> Path:
+    """The folder's safetensors twin in the cache, made where it is not there yet.
+
+    Raises:
+        ModelError: as :func:`convert_checkpoint`.
+    """
+    digest = hashlib.sha256(str(folder.resolve()).encode())
+    for path in _weight_files(folder):
+        if path.exists():
+            digest.update(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}".encode())
+    out = cache_dir / "converted" / f"{folder.name}-{digest.hexdigest()[:12]}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{out}.lock"):
+        if not out.exists():
+            convert_checkpoint(folder, out)
+    return out
 
 
 def _weight_files(folder: Path) -> list[Path]:

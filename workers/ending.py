@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from fitness.findings import Finding, Level
 from workers.errors import ModelError
-from workers.model_facts import ROLES, ModelFacts, Role, TokenizerFacts
+from workers.model_facts import ModelFacts
+from workers.tokenizer_facts import ROLES, Role, TokenizerFacts
 
 _CONFIG, _GENERATION, _TOKENIZER = "config.json", "generation_config.json", "tokenizer"
 _QUESTION, _ANSWER, _NEXT = "What is the capital of France?", "Paris-is-the-answer.", "And the capital of Japan?"
@@ -23,8 +24,8 @@ def ending(facts: ModelFacts, *, chat_template: str | None = None, stop: Sequenc
         stop: the run's ``generation.stop``.
 
     Returns:
-        A finding or more per check: ``special-ids-exist``, ``special-ids-agree``, ``eos-agrees``, ``turn-ends``,
-        ``pad-is-eos``.
+        A finding or more per check: ``special-ids-exist``, ``special-ids-agree``, ``eos-agrees``,
+        ``answer-begins``, ``turn-ends``, ``pad-is-eos``.
     """
     tokenizer = facts.tokenizer
     if tokenizer is None:
@@ -37,6 +38,7 @@ def ending(facts: ModelFacts, *, chat_template: str | None = None, stop: Sequenc
         *_exist(facts, tokenizer, named),
         *_agree(facts, tokenizer, named),
         _eos_agrees(facts, tokenizer, named["eos"], closing),
+        _answer_begins(facts, tokenizer, chat_template),
         _turn_ends(facts, tokenizer, ends, text, closing, chat_template, stop),
         _pad_is_eos(facts, tokenizer, ends, closing),
     ]
@@ -101,7 +103,12 @@ def _eos_agrees(facts: ModelFacts, tokenizer: TokenizerFacts, named: Named, clos
         message = "Neither tokenizer nor configs name an end-of-text token: every answer runs to the limit."
         remedy = 'Set eos_token in tokenizer_config.json and "eos_token_id" in generation_config.json.'
         return Finding("eos-agrees", "error", facts.name, message, remedy)
-    source = next((s for s in (_GENERATION, _CONFIG) if s in named), _TOKENIZER)
+    source = next((s for s in (_GENERATION, _CONFIG) if s in named), None)
+    if source is None:
+        message = f"Only the tokenizer names an end-of-text token, {_tokens(tokenizer, named[_TOKENIZER])}; "
+        message += "transformers' generate, which reads the configs alone, does not stop at it."
+        remedy = f'Set "eos_token_id": {sorted(named[_TOKENIZER])} in generation_config.json.'
+        return Finding("eos-agrees", "warning", facts.name, message, remedy, evidence)
     stops, own = named[source], named.get(_TOKENIZER, ())
     if own and set(own) <= set(stops):
         message = f"{_tokens(tokenizer, own)} ends texts, and generation stops at it ({source})."
@@ -117,6 +124,25 @@ def _eos_agrees(facts: ModelFacts, tokenizer: TokenizerFacts, named: Named, clos
     message = f"{what} Training ends texts with the tokenizer's; tools that follow {source} do not stop at it."
     remedy = f'Set "eos_token_id": {sorted({*own, *stops})} in generation_config.json.'
     return Finding("eos-agrees", "warning", facts.name, message, remedy, evidence)
+
+
+def _answer_begins(facts: ModelFacts, tokenizer: TokenizerFacts, template: str | None) -> Finding:
+    """Whether a question is written up to where its answer begins, as in the conversations trained on."""
+    check, name = "answer-begins", facts.name
+    turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        asked = tokenizer.render(turns[:1], template=template, prompt=True)
+        answered = tokenizer.render(turns, template=template)
+    except ModelError:  # workers.template_checks says so
+        return Finding(check, "note", name, "No chat template that writes an answer: where one begins cannot be told.")
+    before, found, _ = answered.rpartition(_ANSWER)
+    header = before.removeprefix(asked).strip() if found and before.startswith(asked) else ""
+    if not header:  # also where a prompt goes on otherwise than a conversation, as templates of thinking models do
+        return Finding(check, "ok", name, "A question is written up to where its answer begins.")
+    message = f"A question is written without {header!r}, which comes before the answer in a whole conversation: the "
+    message += "model must write it itself, or goes on with the question."
+    remedy = "Let the template end with {% if add_generation_prompt %}{{ " + repr(header) + " }}{% endif %}."
+    return Finding(check, "warning", name, message, remedy, {"question": asked, "conversation": answered})
 
 
 def _turn_ends(
@@ -195,7 +221,7 @@ def _after(tokenizer: TokenizerFacts, template: str | None, more: list[dict[str,
     turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}, *more]
     try:
         text = tokenizer.render(turns, template=template)
-    except ModelError:  # workers.fit says so
+    except ModelError:  # workers.template_checks says so
         return None
     _, found, after = text.rpartition(_ANSWER)
     return after if found else None

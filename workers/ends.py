@@ -7,16 +7,28 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer
 
+from workers.errors import ModelError, last_line
+
 
 def end_token_ids(skeleton: Path) -> frozenset[int]:
-    """The end-of-text tokens that config, generation config and tokenizer name: a model may have several."""
-    found: list[object] = [
-        AutoTokenizer.from_pretrained(skeleton).eos_token_id,
-        AutoConfig.from_pretrained(skeleton).eos_token_id,
-    ]
+    """The end-of-text tokens that config, generation config and tokenizer name: a model may have several.
+
+    Raises:
+        ModelError: one of these files cannot be read.
+    """
     path = skeleton / "generation_config.json"
-    if path.exists():
-        found.append(json.loads(path.read_text(encoding="utf-8")).get("eos_token_id"))
+    try:
+        found: list[object] = [
+            AutoTokenizer.from_pretrained(skeleton, trust_remote_code=False).eos_token_id,
+            AutoConfig.from_pretrained(skeleton, trust_remote_code=False).eos_token_id,
+        ]
+        if path.exists():
+            found.append(json.loads(path.read_text(encoding="utf-8")).get("eos_token_id"))
+    except Exception as error:  # whatever transformers raises on files it does not understand
+        raise ModelError(
+            f"{skeleton}: config.json, {path.name} or the tokenizer cannot be read ({last_line(error)}). "
+            "Copy the model again."
+        ) from error
     ids: set[int] = set()
     for value in found:
         ids.update(v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int))

@@ -6,29 +6,25 @@ a merge inherits.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from fitness.findings import Finding, Level
+from fitness.findings import Finding
 from workers.checkpoint import Checkpoint
+from workers.comparison import ALIGN, WHERE, Compare, excerpt, listed
 from workers.errors import ModelError
-from workers.model_facts import ROLES, ModelFacts, TokenizerFacts
+from workers.folder_checks import folder_is_whole, safe_to_load
+from workers.model_facts import ModelFacts
 from workers.models import IGNORABLE
+from workers.template_checks import chat_templates
+from workers.token_checks import added_tokens, same_vocabulary, special_tokens
+from workers.tokenizer_facts import ROLES
 
-WHERE = "genome.models"
 _SAME_FAMILY = "Choose fine-tunes of one base model."
-_ALIGN = "Set genome.tokenizer_source to base, union or a model, so that mergekit aligns the vocabularies."
-_LAYER = re.compile(r"\.(\d+)\.")
 # Equal shapes hide these: 2 heads of 32 are as wide as 4 of 16.
 _HEADS = ("num_attention_heads", "num_key_value_heads")
+_FRAME = ("model_type", "num_hidden_layers", "hidden_size", *_HEADS)
 _DETAILS = ("max_position_embeddings", "sliding_window", "hidden_act", "rms_norm_eps", "layer_norm_eps")
-_SHOWN, _LISTED = 5, 50  # in a message, as evidence
-_SYSTEM = {"role": "system", "content": "You are brief."}
-_USER = {"role": "user", "content": "What is the capital of France?"}
-_ASSISTANT = {"role": "assistant", "content": "Paris."}
-
-Compare = Callable[[ModelFacts, ModelFacts], Iterator[Finding]]
 
 
 def parents_fit(
@@ -36,7 +32,7 @@ def parents_fit(
     base: ModelFacts | None,
     *,
     tokenizer_source: str | None,
-    allow_remote_code: bool = False,
+    allow_remote_code: Collection[str] = (),
     chat_template: str | None = None,
 ) -> list[Finding]:
     """Compares the parents of a run with their base, or with the first of them.
@@ -45,7 +41,7 @@ def parents_fit(
         facts: the parents.
         base: the base model; ``None`` for methods without.
         tokenizer_source: the run's setting; where given, mergekit aligns vocabularies.
-        allow_remote_code: whether models that bring code of their own are accepted. It is never run here.
+        allow_remote_code: names of models that may bring code of their own. It is never run here.
         chat_template: Jinja text that the run writes conversations with; ``None`` takes the parents' own.
 
     Returns:
@@ -53,8 +49,8 @@ def parents_fit(
     """
     members = list({one.folder: one for one in (*([base] if base else []), *facts)}.values())
     findings = [problem for one in members for problem in one.problems]
-    findings += _safe(members, allow_remote_code=allow_remote_code)
-    findings += _whole(members)
+    findings += safe_to_load(members, allow_remote_code=allow_remote_code)
+    findings += folder_is_whole(members)
     readable = [one for one in members if one.settings and (one.native or one.remote_code)]
     family = _compared("same-architecture", readable, _architecture, "architecture, model type and layers", findings)
     stored = [one for one in family if one.tensors]
@@ -64,10 +60,10 @@ def parents_fit(
     _compared("same-positions", family, _positions, "rope theta and scaling", findings)
     _compared("same-details", family, _details, ", ".join(_DETAILS), findings)
     spoken = [one for one in members if one.tokenizer]
-    _compared("same-vocabulary", spoken, _vocabulary(tokenizer_source), "the token of every id", findings)
-    _compared("added-tokens", spoken, _added(tokenizer_source), "tokens that only one of two has", findings)
-    _compared("special-tokens", spoken, _special, ", ".join(ROLES), findings)
-    return [*findings, *_templates(spoken, chat_template)]
+    _compared("same-vocabulary", spoken, same_vocabulary(tokenizer_source), "the token of every id", findings)
+    _compared("added-tokens", spoken, added_tokens(tokenizer_source), "tokens that only one of two has", findings)
+    _compared("special-tokens", spoken, special_tokens, ", ".join(ROLES), findings)
+    return [*findings, *chat_templates(facts, base, chat_template)]
 
 
 def _compared(
@@ -84,72 +80,12 @@ def _compared(
     return [first, *(o for o in others if not any(one.level == "error" for one in found[o.name]))]
 
 
-def _safe(members: Sequence[ModelFacts], *, allow_remote_code: bool) -> Iterator[Finding]:
-    """Neither pickles nor code."""
-    unsafe = [one for one in members if one.pickles and not one.tensors]
-    for one in unsafe:
-        message = f"The weights are Python pickles ({one.pickles[0]}), and loading a pickle can run any code."
-        remedy = f"Convert it once, safely: evolve convert {one.folder} --out {one.folder}-safetensors"
-        yield Finding("pickle-weights", "error", one.name, message, remedy, {"files": list(one.pickles)})
-    if not unsafe:
-        yield Finding("pickle-weights", "ok", WHERE, "No model needs a pickle to be loaded.")
-    coded = [one for one in members if one.remote_code]
-    for one in coded:
-        message = f"The folder asks to run its own code ({', '.join(one.remote_code)}), which evolve never does."
-        if allow_remote_code:
-            yield Finding("remote-code", "note", one.name, message + " It is accepted by name.")
-            continue
-        remedy = (
-            "transformers knows this architecture itself: remove auto_map from config.json and tokenizer_config.json."
-            if one.native
-            else "Use a model of an architecture that transformers knows itself."
-        )
-        yield Finding("remote-code", "error", one.name, message, remedy, {"auto_map": list(one.remote_code)})
-    if not coded:
-        yield Finding("remote-code", "ok", WHERE, "No model brings code of its own.")
-
-
-def _whole(members: Sequence[ModelFacts]) -> list[Finding]:
-    """Configuration, weights and tokenizer of one model belong together."""
-    findings = []
-    for one in members:
-        configured = one.settings.get("vocab_size")
-        if one.tensors and configured and one.rows != configured:
-            message = f"config.json says vocab_size {configured}, the stored embedding has {one.rows} rows."
-            remedy = f"Set vocab_size to {one.rows} in config.json, or fetch the matching weights."
-            findings.append(Finding("folder-is-whole", "error", one.name, message, remedy))
-        layers = {int(found[1]) for found in map(_LAYER.search, one.tensors) if found}
-        missing = sorted(set(range(one.settings.get("num_hidden_layers") or 0)) - layers) if one.tensors else []
-        if missing:
-            message = f"config.json says {one.settings['num_hidden_layers']} layers; no weights for {_some(missing)}."
-            remedy = "Fetch the model again: loaders fill missing layers with random numbers."
-            findings.append(Finding("folder-is-whole", "error", one.name, message, remedy))
-        if one.tokenizer and one.homeless:
-            shown = _some(one.homeless)
-            message = f"{len(one.homeless)} tokens have no row in the embedding ({one.rows} rows): {shown}."
-            used = sorted(_written(one.tokenizer).intersection(one.homeless))
-            if used:
-                message += f" The chat template writes {_some(used)}, which no engine can read."
-            remedy = "Resize the embeddings (resize_token_embeddings), or use the tokenizer the weights came with."
-            evidence = {"count": len(one.homeless), "tokens": list(one.homeless[:_LISTED]), "used": used}
-            level: Level = "error" if used else "warning"
-            findings.append(Finding("folder-is-whole", level, one.name, message, remedy, evidence))
-    if not findings and members:
-        findings.append(
-            Finding("folder-is-whole", "ok", WHERE, "Layers, embeddings and tokenizers match their configs.")
-        )
-    return findings
-
-
 def _architecture(first: ModelFacts, other: ModelFacts) -> Iterator[Finding]:
     ours, theirs = ({"architectures": list(one.architectures), **_pick(one, _FRAME)} for one in (first, other))
     differing = {key: [ours[key], theirs[key]] for key in ours if ours[key] != theirs[key]}
     if differing:
-        message = f"Differs from {first.name} in {_listed(differing)}."
+        message = f"Differs from {first.name} in {listed(differing)}."
         yield Finding("same-architecture", "error", other.name, message, _SAME_FAMILY, differing)
-
-
-_FRAME = ("model_type", "num_hidden_layers", "hidden_size", *_HEADS)
 
 
 def _shapes(tokenizer_source: str | None) -> Compare:
@@ -168,9 +104,9 @@ def _shapes(tokenizer_source: str | None) -> Compare:
             only_vocabulary &= vocabulary
             differing[name] = [list(shape) if shape else None for shape in (a, b)]
         if differing:
-            shown = {name: differing[name] for name in list(differing)[:_SHOWN]}
-            message = f"{len(differing)} tensors differ from {first.name}: {_listed(shown)}."
-            remedy = _ALIGN if only_vocabulary else _SAME_FAMILY
+            shown = excerpt(differing)
+            message = f"{len(differing)} tensors differ from {first.name}: {listed(shown)}."
+            remedy = ALIGN if only_vocabulary else _SAME_FAMILY
             yield Finding("same-shapes", "error", other.name, message, remedy, {"count": len(differing), **shown})
 
     return compare
@@ -212,7 +148,7 @@ def _positions(first: ModelFacts, other: ModelFacts) -> Iterator[Finding]:
         if first.rope.get(key) != other.rope.get(key)
     }
     if differing:
-        message = f"Rotary positions differ from {first.name}, whose settings a merge gets: {_listed(differing)}."
+        message = f"Rotary positions differ from {first.name}, whose settings a merge gets: {listed(differing)}."
         remedy = "Choose parents with equal rope settings: this one's attention was trained for other angles."
         yield Finding("same-positions", "warning", other.name, message, remedy, differing)
 
@@ -221,162 +157,12 @@ def _details(first: ModelFacts, other: ModelFacts) -> Iterator[Finding]:
     ours, theirs = _pick(first, _DETAILS), _pick(other, _DETAILS)
     differing = {key: [ours[key], theirs[key]] for key in _DETAILS if ours[key] != theirs[key]}
     if differing:
-        message = f"Differs from {first.name}, whose settings a merge gets, in {_listed(differing)}."
-        yield Finding("same-details", "note", other.name, message, evidence=differing)
+        message = f"Differs from {first.name}, whose settings a merge gets, in {listed(differing)}."
+        if "hidden_act" in differing:
+            yield Finding("same-details", "warning", other.name, message, _SAME_FAMILY, differing)
+        else:
+            yield Finding("same-details", "note", other.name, message, evidence=differing)
 
 
 def _pick(one: ModelFacts, keys: Sequence[str]) -> dict[str, Any]:
     return {key: one.settings.get(key) for key in keys}
-
-
-def _vocabulary(tokenizer_source: str | None) -> Compare:
-    def compare(first: ModelFacts, other: ModelFacts) -> Iterator[Finding]:
-        ours, theirs = _tokens(first), _tokens(other)
-        moved = {t: [i, theirs.vocabulary[t]] for t, i in ours.vocabulary.items() if theirs.vocabulary.get(t, i) != i}
-        by_id = {i: t for t, i in theirs.vocabulary.items() if t not in ours.vocabulary}
-        renamed = {
-            str(i): [token, by_id[i]]
-            for token, i in ours.vocabulary.items()
-            if token not in theirs.vocabulary and i in by_id
-        }
-        differing: dict[str, Any] = {**moved, **renamed}
-        if not differing:
-            return
-        shown = {key: differing[key] for key in list(differing)[:_SHOWN]}
-        evidence = {"moved": len(moved), "renamed": len(renamed), **shown}
-        message = f"{len(moved)} tokens have other ids than in {first.name}, {len(renamed)} ids are other tokens: "
-        message += f"{_listed(shown)}."
-        special = all(a in ours.added and b in theirs.added for a, b in renamed.values())
-        if tokenizer_source is not None:
-            message += f" genome.tokenizer_source: {tokenizer_source} aligns them."
-            yield Finding("same-vocabulary", "note", other.name, message, evidence=evidence)
-        elif moved or not special:
-            message += " Averaging row by row would mix unrelated tokens, without any error."
-            yield Finding("same-vocabulary", "error", other.name, message, _ALIGN, evidence)
-        else:
-            message += " Only reserved tokens were renamed; a merge averages a token that one parent never saw."
-            yield Finding("same-vocabulary", "warning", other.name, message, _ALIGN, evidence)
-
-    return compare
-
-
-def _added(tokenizer_source: str | None) -> Compare:
-    def compare(first: ModelFacts, other: ModelFacts) -> Iterator[Finding]:
-        ours, theirs = _tokens(first), _tokens(other)
-        extra = {
-            has.name: sorted(_tokens(has).vocabulary.keys() - _tokens(lacks).vocabulary.keys())
-            for has, lacks in ((first, other), (other, first))
-        }
-        extra = {name: tokens for name, tokens in extra.items() if tokens}
-        taken = set(ours.vocabulary.values()) & set(theirs.vocabulary.values())
-        ids = {**ours.vocabulary, **theirs.vocabulary}
-        fresh = {token for tokens in extra.values() for token in tokens if ids[token] not in taken}
-        if not fresh:
-            return  # renamed tokens belong to same-vocabulary
-        shown = "; ".join(f"only {name} has {_some(tokens)}" for name, tokens in extra.items())
-        padding = {one.roles["pad"][0] for one in (ours, theirs)}
-        # Where the rows differ in number, same-shapes is the error; a token for padding is never attended to.
-        harmless = tokenizer_source is not None or first.rows != other.rows or fresh <= padding
-        evidence = {name: tokens[:_LISTED] for name, tokens in extra.items()}
-        if harmless:
-            yield Finding("added-tokens", "note", other.name, f"Against {first.name}: {shown}.", evidence=evidence)
-            return
-        message = f"Against {first.name}: {shown}; a merge averages their rows with rows that were never trained."
-        yield Finding("added-tokens", "warning", other.name, message, _ALIGN, evidence)
-
-    return compare
-
-
-def _special(first: ModelFacts, other: ModelFacts) -> Iterator[Finding]:
-    ours, theirs = _tokens(first).roles, _tokens(other).roles
-    differing: dict[str, Any] = {
-        role: [list(ours[role]), list(theirs[role])] for role in ROLES if ours[role] != theirs[role]
-    }
-    if not differing:
-        return
-    what = "; ".join(f"{role} {b} ({j}) against {a} ({i})" for role, ((a, i), (b, j)) in differing.items())
-    message = f"Differs from {first.name}: {what}."
-    # A chat model that ends its turns with a token of its own is the rule: every parent's end token ends an answer.
-    if ours["bos"][0] and theirs["bos"][0] and "bos" in differing:
-        remedy = "Choose parents that begin texts alike; a merge gets the tokenizer of the first."
-        yield Finding("special-tokens", "warning", other.name, message, remedy, differing)
-    else:
-        yield Finding("special-tokens", "note", other.name, message, evidence=differing)
-
-
-def _templates(members: Sequence[ModelFacts], chosen: str | None) -> Iterator[Finding]:
-    """Conversations as each parent was trained to read them, side by side."""
-    remedy = "Set chat.template to llama-2, vicuna, or the path of the .jinja file that the parents were trained with."
-    if chosen is None and members and not any(_tokens(one).chat_template for one in members):
-        message = "No model carries a chat template, so nobody can say how a conversation is written."
-        yield Finding("chat-template", "error", "chat.template", message, remedy)
-        return
-    written: dict[str, str] = {}
-    for one in members:
-        if not _tokens(one).chat_template:
-            continue  # a plain base under chat children is the rule
-        try:
-            written[one.name] = _rendered(_tokens(one))
-        except ModelError as error:
-            message = f"The chat template cannot write a question and its answer: {error}"
-            yield Finding("chat-template", "error", one.name, message, "Correct it, or set chat.template.")
-    if chosen is not None and members:
-        try:
-            written = {"chat.template": _rendered(_tokens(members[0]), chosen), **written}
-        except ModelError as error:
-            message = f"The chosen template cannot write a question and its answer: {error}"
-            yield Finding("chat-template", "error", "chat.template", message, "Choose or correct another.")
-    if not written:
-        return
-    first, *others = written
-    differing = [name for name in others if written[name].split() != written[first].split()]
-    for name in differing:
-        message = f"Writes a conversation otherwise than {first}, with whose template all are asked."
-        yield Finding("chat-template", "warning", name, message, remedy, {first: written[first], name: written[name]})
-    if not differing:
-        spaces = [name for name in others if written[name] != written[first]]
-        if spaces:
-            message = f"Differs from {first} in white space."
-            yield Finding(
-                "chat-template", "note", spaces[0], message, evidence={n: written[n] for n in (first, *spaces)}
-            )
-        else:
-            yield Finding("chat-template", "ok", WHERE, f"Conversations are written alike by {_some(list(written))}.")
-
-
-def _rendered(tokenizer: TokenizerFacts, template: str | None = None) -> str:
-    """A finished conversation and an open one; some templates refuse a system turn."""
-    try:
-        turns = [_SYSTEM, _USER, _ASSISTANT]
-        text = tokenizer.render(turns, template=template)
-    except ModelError:
-        turns = [_USER, _ASSISTANT]
-        text = tokenizer.render(turns, template=template)
-    return f"{text}\n\n{tokenizer.render(turns[:-1], template=template, prompt=True)}"
-
-
-def _written(tokenizer: TokenizerFacts) -> set[str]:
-    """The tokens of a conversation."""
-    try:
-        text = _rendered(tokenizer)
-    except ModelError:
-        return set()
-    return set(tokenizer.tokenizer.tokenize(text))
-
-
-def _tokens(one: ModelFacts) -> TokenizerFacts:
-    assert one.tokenizer is not None
-    return one.tokenizer
-
-
-def _some(items: Sequence[object]) -> str:
-    shown = ", ".join(map(str, items[:_SHOWN]))
-    return f"{shown} and {len(items) - _SHOWN} more" if len(items) > _SHOWN else shown
-
-
-def _listed(differing: dict[str, Any]) -> str:
-    return "; ".join(f"{key}: {_value(a)} against {_value(b)}" for key, (a, b) in differing.items())
-
-
-def _value(value: object) -> str:
-    return "none" if value is None else str(value)

@@ -12,9 +12,10 @@ import tempfile
 from pathlib import Path
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from workers.checkpoint import TOKENIZER_FILES
-from workers.errors import ModelError
+from workers.errors import ModelError, last_line
 
 
 def merge_adapter(name: str, base: Path, adapter: Path, *, cache_dir: Path) -> Path:
@@ -67,6 +68,10 @@ def _merge(name: str, base: Path, adapter: Path, out: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", low_cpu_mem_usage=True)
         model = peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=False)
         model.merge_and_unload().save_pretrained(out)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"model {name!r}: its base or its adapter cannot be read ({last_line(error)}). Fetch both again."
+        ) from error
     except (RuntimeError, ValueError, KeyError) as error:
         raise ModelError(
             f"model {name!r}: the adapter does not fit its base model ({str(error).splitlines()[0]}). "

@@ -215,7 +215,7 @@ def _donor(config: MergeConfiguration) -> ModelReference:
 
 def _model_config(config: MergeConfiguration) -> PretrainedConfig:
     """The merged model's configuration; same-shaped merges change neither layers nor sizes."""
-    result = AutoConfig.from_pretrained(_donor(config).model.path)
+    result = AutoConfig.from_pretrained(_donor(config).model.path, trust_remote_code=False)
     dtype = config.out_dtype or config.dtype
     if dtype:
         result.dtype = dtype

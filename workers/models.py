@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mergekit.options import MergeOptions
 from transformers import AutoConfig
 
 from workers.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from workers.convert import converted
 from workers.errors import ModelError
 from workers.lora import merge_adapter
 
@@ -80,7 +81,9 @@ class Architecture:
     dtype: str = "bfloat16"
 
 
-def resolve_parents(names: Sequence[str], *, cache_dir: Path, root: Path) -> dict[str, Parent]:
+def resolve_parents(
+    names: Sequence[str], *, cache_dir: Path, root: Path, pickles: Collection[str] = ()
+) -> dict[str, Parent]:
     """Local folders for the models that the user named.
 
     Args:
@@ -88,6 +91,7 @@ def resolve_parents(names: Sequence[str], *, cache_dir: Path, root: Path) -> dic
             or ``base+adapter`` of either.
         cache_dir: where merged LoRA adapters and lock files are kept; hub downloads go to the hub's own cache.
         root: what relative folders are relative to.
+        pickles: those of the names whose pickled weights are converted rather than refused; local folders only.
 
     Returns:
         A parent per distinct name, in the order given.
@@ -101,7 +105,8 @@ def resolve_parents(names: Sequence[str], *, cache_dir: Path, root: Path) -> dic
             continue
         base, plus, adapter = name.partition("+")
         if not plus or (root / name).is_dir():
-            parents[name] = Parent(name, _model_folder(name, root, cache_dir), lora=False)
+            folder = _model_folder(name, root, cache_dir, pickles=name in pickles)
+            parents[name] = Parent(name, folder, lora=False)
             continue
         base_folder = _model_folder(base, root, cache_dir)
         adapter_folder = _locate(adapter, root, cache_dir)
@@ -169,7 +174,7 @@ def _weights(parent: Parent) -> tuple[list[WeightInfo], list[list[WeightInfo]], 
     )
     try:
         architecture = get_architecture_info(config, MergeOptions())
-        model_config = AutoConfig.from_pretrained(parent.folder)
+        model_config = AutoConfig.from_pretrained(parent.folder, trust_remote_code=False)
     except Exception as error:  # whatever transformers and mergekit raise on a model they do not know
         raise ModelError(
             f"model {parent.name!r}: neither mergekit nor transformers can read its architecture "
@@ -197,8 +202,15 @@ def _vocabulary_axes(parent: Parent) -> dict[str, int]:
 
 
 def _check_known(parent: Parent, checkpoint: Checkpoint) -> None:
-    """A tensor that mergekit does not know is dropped from the merge without a word: say it here."""
-    known = {name for w in _all_weights(parent) for name in (w.name, *(w.aliases or ()), *(w.tied_names or ()))}
+    """A tensor that mergekit does not know, and one that is not stored, leave the merge without a word: say it here."""
+    names = {w: (w.name, *(w.aliases or ()), *(w.tied_names or ())) for w in _all_weights(parent)}
+    missing = [w.name for w in names if not w.optional and not any(name in checkpoint.tensors for name in names[w])]
+    if missing:
+        raise ModelError(
+            f"model {parent.name!r}: its weights lack {missing[0]!r} ({len(missing)} such), which its architecture "
+            "has. Fetch the model again: loaders fill missing tensors with random numbers."
+        )
+    known = {name for several in names.values() for name in several}
     unknown = [n for n in checkpoint.tensors if n not in known and not n.endswith(IGNORABLE)]
     if unknown:
         architecture = ", ".join(checkpoint.config.get("architectures") or ())
@@ -223,7 +235,7 @@ def _check_config(first: Checkpoint, other: Checkpoint) -> None:
 
 def _tied(checkpoint: Checkpoint) -> bool:
     """Whether input and output embeddings are one tensor; its default depends on the model's class."""
-    return bool(AutoConfig.from_pretrained(checkpoint.folder).tie_word_embeddings)
+    return bool(AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False).tie_word_embeddings)
 
 
 def _check_shapes(first: Checkpoint, other: Checkpoint, vocabulary: Mapping[str, int]) -> None:
@@ -256,7 +268,7 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return shape[:axis] + shape[axis + 1 :]
 
 
-def _model_folder(name: str, root: Path, cache_dir: Path) -> Path:
+def _model_folder(name: str, root: Path, cache_dir: Path, *, pickles: bool = False) -> Path:
     """The folder of a model with weights that can be read safely."""
     folder = _locate(name, root, cache_dir)
     config = Checkpoint(name, folder).config
@@ -273,11 +285,13 @@ def _model_folder(name: str, root: Path, cache_dir: Path) -> Path:
         )
     if (folder / SINGLE_FILE).exists() or (folder / INDEX_FILE).exists():
         return folder
-    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-    pickles = [p for p in pickles if p not in ("training_args.bin", "optimizer.pt", "scheduler.pt")]
-    if pickles:
+    found = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    found = [p for p in found if p not in ("training_args.bin", "optimizer.pt", "scheduler.pt")]
+    if found and pickles:
+        return converted(folder, cache_dir)
+    if found:
         raise ModelError(
-            f"model {name!r} stores its weights as Python pickles ({pickles[0]}), and loading a pickle can run "
+            f"model {name!r} stores its weights as Python pickles ({found[0]}), and loading a pickle can run "
             f"any code. Convert it once, safely: evolve convert {folder} --out {folder}-safetensors"
         )
     other = sorted(p.name for p in folder.glob("*.safetensors"))

@@ -19,11 +19,12 @@ import ray
 
 from fitness.generation import Generation
 from workers.actor import Answered, Handle, Worker
-from workers.cluster import Resources, connect, least_cpus, share_out, worker_environment
+from workers.cluster import connect, least_cpus, nodes, worker_environment
 from workers.engine import EngineSpec
 from workers.errors import EngineSetupError, WorkersLost, last_line
 from workers.feed import Feed
 from workers.job import Job, JobFailed, Share, Split, Transcript
+from workers.machine import Resources, share_out
 from workers.pieces import Piece
 from workers.schedule import Schedule
 
@@ -116,7 +117,7 @@ class Pool:
         try:
             self._owns_ray = connect(self._ray_address, least_cpus(count, cpus))
             ranks = self._spec.tensor_parallel_size
-            self._resources = share_out(ranks=ranks, count=count, cpus=cpus, gpus=gpus)
+            self._resources = share_out(nodes(), ranks=ranks, count=count, cpus=cpus, gpus=gpus)
             self._prompts_reference = ray.put(self._prompts)
             self._places = [_Place(self._create()) for _ in range(self._resources.count)]
             for place in self._places:

@@ -19,6 +19,7 @@ from workers.errors import ModelError
 from workers.merge import Merger
 from workers.models import Parent
 from workers.recipe import Recipe
+from workers.tokenizer_facts import read_tokenizer
 
 
 def build_skeleton(recipe: Recipe, parents: Mapping[str, Parent], out: Path, *, chat_template: str | None) -> Path:
@@ -59,12 +60,15 @@ def build_skeleton(recipe: Recipe, parents: Mapping[str, Parent], out: Path, *, 
 
 
 def own_template(parents: Iterable[Parent]) -> str | None:
-    """The chat template of the first parent that carries one (Jinja text), ``None`` where none does."""
+    """The chat template of the first parent that carries one (Jinja text), ``None`` where none does.
+
+    Raises:
+        ModelError: a tokenizer is missing or cannot be read.
+    """
     for parent in parents:
-        template = AutoTokenizer.from_pretrained(parent.folder).chat_template
+        template = read_tokenizer(parent.folder).chat_template
         if template:
-            # Some tokenizers name several; the one for chatting is called "default".
-            return template if isinstance(template, str) else template.get("default")
+            return template
     return None
 
 
@@ -120,7 +124,7 @@ def tokenise(
 
 
 def _write(recipe: Recipe, merger: Merger, donor: Path, out: Path) -> None:
-    config = AutoConfig.from_pretrained(donor)
+    config = AutoConfig.from_pretrained(donor, trust_remote_code=False)
     dtype = recipe.config.get("out_dtype") or recipe.config.get("dtype")
     if dtype:
         config.dtype = dtype
@@ -145,11 +149,12 @@ def _write_end_tokens(parents: Iterable[Parent], out: Path) -> None:
     A chat model closes its turn with a token (``<|im_end|>``, ``<|eot_id|>``) that its base model's configuration,
     which a merge inherits, does not name as an end: such a merge would run on to the token limit.
     """
-    vocabulary = AutoTokenizer.from_pretrained(out).get_vocab()
+    vocabulary = read_tokenizer(out).vocabulary
     own = end_token_ids(out)
     found = set(own)
     for parent in parents:
-        names = AutoTokenizer.from_pretrained(parent.folder).convert_ids_to_tokens(sorted(end_token_ids(parent.folder)))
+        tokenizer = read_tokenizer(parent.folder).tokenizer
+        names = tokenizer.convert_ids_to_tokens(sorted(end_token_ids(parent.folder)))
         found.update(vocabulary[name] for name in names if name in vocabulary)
     if found != own:
         path = out / "generation_config.json"

@@ -71,7 +71,7 @@ def test_a_run_resumed_on_another_processor_finishes_with_a_warning(
     config = {**config_data, "genome": {**config_data["genome"], "layer_granularity": 1}}  # n = 6
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     first = subprocess.Popen(
-        [*COMMAND, "run", "run.yaml", "--name", "moved"],
+        [*COMMAND, "run", "run.yaml", "--force", "--name", "moved"],
         cwd=tmp_path,
         env=with_kernel(one),
         stdout=subprocess.PIPE,

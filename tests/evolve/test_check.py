@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from evolve.check import Report, check
+from evolve.check import check
 from evolve.check_table import check_table
 from evolve.config import RunConfig
+from evolve.report import Report
 from evolve.tables import plain
 from fitness.findings import Finding, worst
 

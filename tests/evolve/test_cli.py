@@ -96,7 +96,9 @@ def test_a_mistake_is_one_message_and_exit_code_2(
 ) -> None:
     settings, expected = WRONG[case]
     overrides = [argument for setting in settings for argument in ("--set", setting)]
-    code, out, err = in_process("run", str(config_file), "--runs-dir", str(config_file.parent / "runs"), *overrides)
+    code, out, err = in_process(
+        "run", str(config_file), "--force", "--runs-dir", str(config_file.parent / "runs"), *overrides
+    )
     assert code == 2, err
     assert "Traceback" not in err + out
     assert err.startswith("error: ")
@@ -149,7 +151,7 @@ def test_plan_explains_and_prints_the_contract(
 
 @pytest.mark.slow
 def test_the_whole_way_with_the_transformers_engine(evolve: Evolve, config_file: Path, tmp_path: Path) -> None:
-    done = evolve("run", str(config_file), "--name", "r", "--set", "workers.count=2")
+    done = evolve("run", str(config_file), "--force", "--name", "r", "--set", "workers.count=2")
     assert done.returncode == 0, done.stderr
     assert "winner:" in done.stdout
     assert "r: finished" in done.stdout
@@ -182,10 +184,10 @@ def test_an_interrupted_run_resumes_to_the_same_history(
     kill: signal.Signals, code: int, engine: str, evolve: Evolve, config_file: Path, tmp_path: Path
 ) -> None:
     settings = [str(config_file), "--set", f"workers.engine={engine}"]
-    whole = evolve("run", *settings, "--name", "whole")
+    whole = evolve("run", *settings, "--force", "--name", "whole")
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen(
-        [*COMMAND, "run", *settings, "--name", "cut"],
+        [*COMMAND, "run", *settings, "--force", "--name", "cut"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

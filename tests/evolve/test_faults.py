@@ -130,7 +130,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, config_data: dict[str, Any])
 @pytest.fixture(scope="module")
 def reference(place: Path) -> list[dict[str, Any]]:
     """The history of a run to which nothing happens."""
-    done = evolve(place, "run", "run.yaml", "--name", "reference")
+    done = evolve(place, "run", "run.yaml", "--force", "--name", "reference")
     assert done.returncode == 0, done.stderr
     return rows_of(place, "reference")
 
@@ -151,7 +151,7 @@ def wounded(place: Path, llama: Any) -> list[dict[str, Any]]:
         "out_dtype": "bfloat16",
     }
     sitting = Sitting(
-        place, "run", "run.yaml", "--name", "wounded",
+        place, "run", "run.yaml", "--force", "--name", "wounded",
         "--set", f"baselines.recipes={json.dumps([recipe])}", "--set", "workers.evaluation_timeout_seconds=5",
     )  # fmt: skip
     run = place / "runs" / "wounded"
@@ -208,13 +208,17 @@ def test_a_run_outlives_one_of_its_two_nodes(place: Path, reference: list[dict[s
     try:
         second = cluster.add_node(num_cpus=1)
         sitting = Sitting(
-            place, "run", "run.yaml", "--name", "nodes",
+            place, "run", "run.yaml", "--force", "--name", "nodes",
             "--set", f"workers.ray_address={cluster.address}", "--set", "workers.count=2",
             "--set", "workers.cpus_per_worker=1",
         )  # fmt: skip
         run = place / "runs" / "nodes"
         sitting.wait_until(lambda: len(transcripts(run)) >= 8)
+        raylet = psutil.Process(second.all_processes["raylet"][0].process.pid)
+        worker = [p for p in raylet.children(recursive=True) if name_of(p).startswith("ray::Worker")]
         cluster.remove_node(second, allow_graceful=False)
+        for process in worker:  # goes with its machine; left to itself it may answer for seconds, until the run ends
+            process.kill()
         assert sitting.wait() == 0, sitting.said
     finally:
         cluster.shutdown()
@@ -260,7 +264,7 @@ def fill(folder: Path, *, leave_bytes: int) -> Path:
 def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(place: Path, reference: list[dict[str, Any]]) -> None:
     with mounted(place / "full", "size=64m") as disk:
         at = ("--runs-dir", str(disk / "runs"))
-        sitting = Sitting(place, "run", "run.yaml", "--name", "full", *at)
+        sitting = Sitting(place, "run", "run.yaml", "--force", "--name", "full", *at)
         run = disk / "runs" / "full"
         sitting.wait_until(lambda: len(transcripts(run)) >= 8)
         filler = fill(disk, leave_bytes=16_384)
@@ -307,7 +311,7 @@ def test_wherever_the_last_block_falls_nothing_is_torn(
 
 def test_an_unwritable_folder_is_a_mistake_in_one_message(place: Path) -> None:
     with mounted(place / "readonly", "ro") as disk:
-        done = evolve(place, "run", "run.yaml", "--name", "never", "--runs-dir", str(disk / "runs"))
+        done = evolve(place, "run", "run.yaml", "--force", "--name", "never", "--runs-dir", str(disk / "runs"))
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ")
@@ -342,7 +346,7 @@ def interrupted(place: Path) -> dict[str, Any]:
         started.extend(sitting.started.values())
 
     # First, so that what Ray leaves for a minute after such an ending goes while the others take their time.
-    sitting, engine, count = begin("run", "run.yaml", "--name", "signals")
+    sitting, engine, count = begin("run", "run.yaml", "--force", "--name", "signals")
     found["thrice"] = {}
     for _ in range(3):
         with suppress(ProcessLookupError):

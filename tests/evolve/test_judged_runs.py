@@ -150,7 +150,7 @@ def test_a_judge_that_cannot_be_asked_ends_the_run_before_an_engine_starts(
 ) -> None:
     place = open_place()
     place.server.behave(behaviour)
-    for command in (["run", "run.yaml", "--name", "r"], ["resume", "r"]):
+    for command in (["run", "run.yaml", "--force", "--name", "r"], ["resume", "r"]):
         ended, out, err = in_process(place, *command)
         assert ended == code
         assert "asking the judge one question" in out
@@ -170,7 +170,7 @@ def test_a_server_that_is_down_ends_the_run_with_3(open_place: Open, in_process:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         place = open_place(base_url=f"http://127.0.0.1:{taken.getsockname()[1]}/v1")
-        code, out, err = in_process(place, "run", "run.yaml", "--name", "r")
+        code, out, err = in_process(place, "run", "run.yaml", "--force", "--name", "r")
     assert code == 3
     assert "starting" not in out
     assert "could not be reached" in err
@@ -193,7 +193,7 @@ def test_a_key_that_is_missing_is_noticed_by_plan(
 @pytest.fixture(scope="module")
 def reference(open_place: Open) -> Place:
     place = open_place()
-    done = place.evolve("run", "run.yaml", "--name", "reference")
+    done = place.evolve("run", "run.yaml", "--force", "--name", "reference")
     assert done.returncode == 0, done.stderr
     assert "asking the judge one question" in done.stdout
     return place
@@ -234,7 +234,7 @@ def test_the_plan_was_not_below_what_was_asked(reference: Place, books: list[Any
 
 @pytest.mark.slow
 def test_the_same_run_under_another_name_pays_one_call(reference: Place, books: list[Any]) -> None:
-    assert reference.evolve("run", "run.yaml", "--name", "again").returncode == 0
+    assert reference.evolve("run", "run.yaml", "--force", "--name", "again").returncode == 0
     assert len(reference.server.requests) == len(books) + 1
     (judge,) = reference.show("again")["judges"]
     assert (judge["calls"], judge["cached"]) == (1, ANSWERS)
@@ -250,7 +250,7 @@ def test_a_cap_on_calls_pauses_a_run_that_had_a_wrong_key_before(
 ) -> None:
     place = open_place(max_calls=30)
     place.server.behave("401")
-    assert in_process(place, "run", "run.yaml", "--name", "capped")[0] == 2
+    assert in_process(place, "run", "run.yaml", "--force", "--name", "capped")[0] == 2
     place.server.behave("honest")
     stopped = place.evolve("resume", "capped")
     assert stopped.returncode == 3, stopped.stderr
@@ -286,7 +286,7 @@ def pair(open_place: Open, judge_module: ModuleType, config_data: dict[str, Any]
     place, final = open_place(), judge_module.JudgeServer()
     first = {"base_url": place.server.url, "model": "judge", "price_per_million": PRICE, "max_usd": 0.015}
     config_of(place.folder, config_data, first, final_judge={"base_url": final.url, "model": "dearer"})
-    paused = place.evolve("run", "run.yaml", "--name", "pair")
+    paused = place.evolve("run", "run.yaml", "--force", "--name", "pair")
     usd = place.server.books.billed_usd(PRICE["input"], PRICE["output"])
     place.server.script_each(lambda request: renamed(judge_module, request))
     resumed = place.evolve("resume", "pair", "--set", "fitness.judge.max_usd=9")
@@ -356,7 +356,7 @@ def test_a_kill_while_judging_repeats_the_calls_under_way_at_most(open_place: Op
     place = open_place(max_concurrency=at_once)
     place.server.delay_seconds = 0.15
     process = subprocess.Popen(
-        [*COMMAND, "run", "run.yaml", "--name", "killed"],
+        [*COMMAND, "run", "run.yaml", "--force", "--name", "killed"],
         cwd=place.folder,
         env=place.env,
         stdout=subprocess.DEVNULL,
@@ -388,7 +388,7 @@ def test_a_run_with_a_local_judge_finishes_and_says_what_it_is(
     place = Place(tmp_path, None)
     caution = "fitness.judge: the local judge small-judge scores by the expected value over its grade tokens"
     assert caution in " ".join(in_process(place, "plan", "run.yaml")[1].split())
-    done = place.evolve("run", "run.yaml", "--name", "r")
+    done = place.evolve("run", "run.yaml", "--force", "--name", "r")
     assert done.returncode == 0, done.stderr
     assert "starting the local judge small-judge" in done.stdout
     shown = place.show("r")

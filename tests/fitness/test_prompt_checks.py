@@ -14,8 +14,8 @@ from fitness import near_texts
 from fitness.findings import Finding
 from fitness.metrics import AllOf, Contains, Ended, build_term
 from fitness.near_texts import fold, near_pairs
-from fitness.prompt_checks import length_finding, prompt_findings, truncation_findings
-from fitness.prompts import Prompt, PromptsConfig, load_prompts
+from fitness.prompt_checks import length_finding, prompt_findings, truncation_findings, written_finding
+from fitness.prompts import Message, Prompt, PromptsConfig, load_prompts
 from fitness.responses import Response
 from fitness.writing import writing
 
@@ -133,6 +133,20 @@ def test_prompts_that_leave_no_room_for_an_answer_are_an_error() -> None:
     assert finding.evidence["too_long"] == {"c": 201}
     assert "lower generation.max_new_tokens to 39" in finding.remedy
     assert length_finding(counts, max_new_tokens=39, context_tokens=240).level == "ok"
+
+
+def test_what_a_chat_template_leaves_out_is_found() -> None:
+    turns = (("system", "Be  brief."), ("user", "One?"), ("assistant", "<think>no</think>Two."), ("user", "Three?"))
+    prompt = Prompt("p", tuple(Message(role, text) for role, text in turns), (), "search")
+    sound = written_finding([prompt], {"p": "<s>Be brief.\n<u>One?</u>Two.<u>Three?</u>"})
+    assert sound.level == "ok"
+    deaf = written_finding([prompt], {"p": "<u>Three?</u>"})
+    assert deaf.level == "warning"
+    assert deaf.evidence == {"system": ["p"], "user": ["p"]}
+    assert "the system message of 1 prompts (p)" in deaf.message
+    lost = written_finding([prompt], {"p": "Be brief. One?"})
+    assert lost.level == "error"
+    assert lost.evidence == {"question": ["p"]}
 
 
 @pytest.mark.parametrize(("cut", "level"), [(0, "ok"), (1, "note"), (5, "warning"), (10, "warning")])

@@ -14,7 +14,10 @@ from workers.ends import end_token_ids
 from workers.model_facts import read_facts
 
 MakeModel = Callable[..., Path]
-TURNS = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}CLOSE{% endfor %}"
+TURNS = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}CLOSE{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
 def edit(path: Path, *drop: str, **changes: Any) -> None:
@@ -48,7 +51,14 @@ def test_sound_models_give_nothing_above_ok(family: Any) -> None:
     for folder in family.folders.values():
         findings = check(folder)
         assert worst(findings.values()) == "ok", findings
-        assert set(findings) == {"special-ids-exist", "special-ids-agree", "eos-agrees", "turn-ends", "pad-is-eos"}
+        assert set(findings) == {
+            "special-ids-exist",
+            "special-ids-agree",
+            "eos-agrees",
+            "answer-begins",
+            "turn-ends",
+            "pad-is-eos",
+        }
 
 
 def test_the_ends_are_those_that_the_engines_stop_at(model: Path) -> None:
@@ -97,6 +107,14 @@ def test_config_counts_where_there_is_no_generation_config(model: Path) -> None:
     assert worst(check(model).values()) == "ok"
     edit(model / "config.json", eos_token_id=5)
     assert above_note(check(model)) == {"eos-agrees": "warning"}
+
+
+def test_an_end_that_only_the_tokenizer_names_is_a_warning(model: Path) -> None:
+    edit(model / "generation_config.json", "eos_token_id")
+    edit(model / "config.json", eos_token_id=None)
+    findings = check(model)
+    assert above_note(findings) == {"eos-agrees": "warning"}
+    assert '"eos_token_id": [1]' in findings["eos-agrees"].remedy
 
 
 def test_a_tokenizer_that_ends_texts_otherwise_than_turns_is_a_note(model: Path) -> None:
@@ -161,6 +179,7 @@ def test_an_end_after_the_closing_token_is_a_note(model: Path) -> None:
 
 def test_a_turn_closed_by_text_needs_a_stop_text(model: Path) -> None:
     template = "{% for m in messages %}\n### {{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+    template += "{% if add_generation_prompt %}\n### assistant:{% endif %}"
     (model / "chat_template.jinja").write_text(template, encoding="utf-8")
     findings = check(model)
     assert above_note(findings) == {"turn-ends": "warning"}
@@ -173,6 +192,21 @@ def test_a_turn_closed_by_nothing_is_a_warning(model: Path) -> None:
     findings = check(model)
     assert above_note(findings) == {"turn-ends": "warning"}
     assert "writes nothing after an answer" in findings["turn-ends"].message
+
+
+def test_a_question_that_stops_before_the_answers_header_is_a_warning(model: Path) -> None:
+    template = TURNS.replace("CLOSE", "<|end|>").partition("{% if")[0]
+    (model / "chat_template.jinja").write_text(template, encoding="utf-8")
+    findings = check(model)
+    assert above_note(findings) == {"answer-begins": "warning"}
+    assert "without '<|assistant|>'" in findings["answer-begins"].message
+    assert "{{ '<|assistant|>' }}" in findings["answer-begins"].remedy
+
+
+def test_a_prompt_that_opens_a_thought_is_no_missing_header(model: Path) -> None:
+    template = TURNS.replace("CLOSE", "<|end|>").replace("<|assistant|>{% endif", "<|assistant|><think>{% endif")
+    (model / "chat_template.jinja").write_text(template, encoding="utf-8")
+    assert above_note(check(model)) == {}
 
 
 def test_the_runs_template_counts_before_the_models(model: Path) -> None:

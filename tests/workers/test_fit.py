@@ -137,6 +137,11 @@ def test_another_context_length_is_a_note(child: Path, fit: Broken) -> None:
     assert worst(fit(child)) == "note"
 
 
+def test_another_activation_is_a_warning(child: Path, fit: Broken) -> None:
+    edit(child / "config.json", hidden_act="gelu")
+    assert complaints(fit(child)) == {"same-details": "warning"}
+
+
 def test_differing_shapes_are_counted_and_the_first_named(make_model: MakeModel, tmp_path: Path, fit: Broken) -> None:
     findings = fit(make_model(tmp_path / "wide", intermediate_size=96))
     assert complaints(findings) == {"same-shapes": "error"}
@@ -203,7 +208,7 @@ def test_a_token_without_a_row_is_a_warning(make_model: MakeModel, tmp_path: Pat
     homeless = make_model(tmp_path / "homeless", tokens=["<new>"], vocab_size=400)
     findings = fit(homeless)
     assert named(findings, "folder-is-whole").evidence == {"count": 1, "tokens": ["<new>"], "used": []}
-    assert complaints(findings)["folder-is-whole"] == "warning"
+    assert complaints(findings) == {"folder-is-whole": "warning"}  # without a row there is nothing to average
     template = "{% for m in messages %}<new>{{ m['content'] }}<|end|>{% endfor %}"
     (homeless / "chat_template.jinja").write_text(template, encoding="utf-8")
     assert complaints(fit(homeless))["folder-is-whole"] == "error"
@@ -242,20 +247,33 @@ def test_integer_weights_are_an_error(make_model: MakeModel, tmp_path: Path, fit
     assert complaints(fit(quantised)) == {"same-dtype": "error"}
 
 
-def test_templates_are_shown_side_by_side(child: Path, fit: Broken) -> None:
+def test_templates_are_shown_side_by_side(llama: Any, child: Path) -> None:
     template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|end|>{% endfor %}"
     (child / "chat_template.jinja").write_text(template, encoding="utf-8")
-    found = named(fit(child), "chat-template")
+    found = named(parents_fit(facts_of(Path(llama.one), child), None, tokenizer_source=None), "chat-template")
     assert found.level == "warning"
     ours, theirs = found.evidence.values()
     assert "<|user|>What is the capital of France?<|end|>" in ours
     assert "[system] You are brief.<|end|>[user] What is the capital" in theirs
 
 
-def test_white_space_between_turns_is_a_note(child: Path, fit: Broken) -> None:
+def test_the_template_of_a_base_that_answers_nothing_does_not_count(llama: Any, child: Path, tmp_path: Path) -> None:
+    twin = Path(shutil.copytree(child, tmp_path / "twin"))
+    (base,) = facts_of(Path(llama.base))
+    for folder in (child, twin):
+        (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}")
+    assert worst(parents_fit(facts_of(child, twin), base, tokenizer_source=None)) == "ok"
+    for folder in (child, twin):
+        (folder / "chat_template.jinja").unlink()
+    found = named(parents_fit(facts_of(child, twin), base, tokenizer_source=None), "chat-template")
+    assert found.message == "Conversations are written alike by base."
+
+
+def test_white_space_between_turns_is_a_note(llama: Any, child: Path) -> None:
     path = child / "chat_template.jinja"
     path.write_text(path.read_text(encoding="utf-8") + "{{ '\\n' }}", encoding="utf-8")
-    assert named(fit(child), "chat-template").level == "note"
+    findings = parents_fit(facts_of(Path(llama.one), child), None, tokenizer_source=None)
+    assert named(findings, "chat-template").level == "note"
 
 
 def test_a_template_may_refuse_a_system_turn_but_no_answer(llama: Any, child: Path, tmp_path: Path) -> None:
@@ -282,7 +300,7 @@ def test_a_chosen_template_is_compared_with_the_parents_own(family: Any) -> None
     base, one, two = facts_of(*family.folders.values())
     chosen = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     findings = parents_fit([one, two], base, tokenizer_source=None, chat_template=chosen)
-    assert [f.where for f in findings if f.level == "warning"] == ["base", "one", "two"]
+    assert [f.where for f in findings if f.level == "warning"] == ["one", "two"]  # a base answers nothing
 
 
 def test_pickles_are_refused_with_the_way_out(child: Path, fit: Broken) -> None:
@@ -305,8 +323,16 @@ def test_code_of_an_unknown_architecture_is_refused_and_never_run(child: Path, f
     found = named(fit(child), "remote-code")
     assert found.level == "error"
     assert "own.Model" in found.message
-    assert named(fit(child, allow_remote_code=True), "remote-code").level == "note"
+    assert "transformers knows itself" in found.remedy
+    assert named(fit(child, allow_remote_code=["child"]), "remote-code").level == "error"  # nothing here can run it
     assert not trace.exists()
+
+
+def test_code_beside_a_known_architecture_can_be_allowed_by_name_and_is_not_run(child: Path, fit: Broken) -> None:
+    edit(child / "config.json", auto_map={"AutoModelForCausalLM": "own.Model"})
+    assert "genome.allow_remote_code" in named(fit(child), "remote-code").remedy
+    (name,) = {one.where for one in fit(child) if one.check == "remote-code"}
+    assert named(fit(child, allow_remote_code=[name]), "remote-code").level == "note"
 
 
 @pytest.mark.parametrize(

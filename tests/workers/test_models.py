@@ -16,7 +16,7 @@ from workers.checkpoint import Checkpoint
 from workers.convert import convert_checkpoint
 from workers.errors import ModelError
 from workers.merge import Merger
-from workers.models import check_compatible, read_architecture, resolve_parents
+from workers.models import Parent, check_compatible, read_architecture, resolve_parents
 from workers.recipe import parent_recipe
 
 MakeModel = Callable[..., Path]
@@ -235,3 +235,38 @@ def test_an_adapter_of_another_model_is_refused(
 def test_a_folder_that_is_no_adapter_is_refused(llama: Any, resolve: Any) -> None:
     with pytest.raises(ModelError, match=r"no adapter_config.json"):
         resolve(f"{llama.base}+{llama.one}")
+
+
+def test_a_damaged_adapter_is_one_message(llama: Any, adapter: Path, resolve: Any, tmp_path: Path) -> None:
+    cut = Path(shutil.copytree(adapter, tmp_path / "cut"))
+    path = cut / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ModelError, match="cannot be read"):
+        resolve(f"{llama.base}+{cut}")
+
+
+@pytest.mark.parametrize("text", ["[1]", "null"])
+def test_a_config_that_is_no_object_is_one_message(llama: Any, resolve: Any, tmp_path: Path, text: str) -> None:
+    folder = Path(shutil.copytree(llama.one, tmp_path / "odd"))
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelError, match="no JSON object"):
+        resolve(str(folder))
+
+
+@pytest.mark.parametrize("text", ["[]", '{"weight_map": []}', '{"weight_map": {"a": {}}}'])
+def test_an_index_that_is_none_is_one_message(llama: Any, tmp_path: Path, text: str) -> None:
+    folder = Path(shutil.copytree(llama.one, tmp_path / "odd"))
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match=r"damaged|lack"):
+        check_compatible([Parent("odd", folder, lora=False)])
+
+
+def test_a_tensor_that_no_model_has_is_missed(family: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(family.one, tmp_path / "holed"))
+    tensors = {name: t for path in folder.glob("*.safetensors") for name, t in load_file(path).items()}
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    for path in folder.glob("model*.safetensors*"):
+        path.unlink()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack 'model.layers.1.mlp.up_proj.weight' \(1 such\)"):
+        check_compatible([Parent("holed", folder, lora=False)])

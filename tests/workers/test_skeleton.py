@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from workers.errors import ModelError
 from workers.merge import Merger
 from workers.models import Parent
 from workers.recipe import Recipe, parent_recipe
-from workers.skeleton import build_skeleton, tokenise
+from workers.skeleton import build_skeleton, own_template, tokenise
 
 MakeModel = Callable[..., Path]
 BOS_TEMPLATE = "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
@@ -138,3 +139,37 @@ def test_what_ends_a_parents_answer_ends_a_merges_too(llama: Any, make_model: Ma
     skeleton = build_skeleton(recipe, parents, tmp_path / "skeleton", chat_template=None)
     assert end_token_ids(Path(llama.base)) == {1}
     assert end_token_ids(skeleton) == {1, 5}
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("tokenizer.json", None),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1"),
+        ("tokenizer_config.json", "{"),
+        ("generation_config.json", "{"),
+        ("generation_config.json", "[]"),
+    ],
+)
+@pytest.mark.parametrize("name", ["base", "one"])
+def test_a_broken_file_of_a_parent_is_one_message(
+    llama: Any, tmp_path: Path, name: str, file: str, text: str | None
+) -> None:
+    folder = Path(shutil.copytree(getattr(llama, name), tmp_path / "broken"))
+    (folder / file).unlink()
+    if text is not None:
+        (folder / file).write_text(text)
+    parents = {**llama.parents, getattr(llama, name): Parent(name, folder, lora=False)}
+    with pytest.raises(ModelError, match="broken"):
+        build_skeleton(llama.recipe("task_arithmetic"), parents, tmp_path / "skeleton", chat_template=None)
+
+
+def test_code_of_a_folder_is_neither_run_nor_asked_about(llama: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(llama.one, tmp_path / "coded"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "own.py").write_text("raise SystemExit('was run')")
+    with pytest.raises(ModelError, match="trust_remote_code=True"):
+        own_template([Parent("coded", folder, lora=False)])
