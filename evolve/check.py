@@ -10,19 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from evolve.baselines import models_of
 from evolve.config import RunConfig
 from evolve.estimate import estimate
 from evolve.judge_findings import judge_findings
 from evolve.judging import Judging, cautions_of, judges_of, judging
 from evolve.machine_checks import disk_finding, machines_of, memory_findings, storage_finding, worker_findings
-from evolve.parent_checks import check_parents, check_prompts
+from evolve.parent_checks import check_parents, check_prompts, check_weights, find_models
 from evolve.prepare import Prepared, disk_bytes, prepare
 from evolve.probe import probe
 from evolve.probe_findings import probe_findings
 from evolve.probe_scores import score_answers, score_findings
 from evolve.report import Report
-from evolve.short_names import short_names
 from fitness.errors import JudgeStopped, UserMistake
 from fitness.findings import Finding
 from fitness.power import WANTED
@@ -66,15 +64,19 @@ def check(
         runs_dir: folder of the runs.
         say: tells the user what is being done.
     """
-    models = models_of(config)
-    report = Report(names={m: s for m, s in zip(models, short_names(models), strict=True) if m.startswith("/")})
-    check_prompts(config, report, check_parents(config, report, weights=weights, say=say))
+    report = Report()
+    parents = find_models(config, report)
+    check_prompts(config, report, check_parents(config, report, parents))
     report.findings.append(storage_finding(config, Path(runs_dir)))
     with tempfile.TemporaryDirectory() as work_dir:
         prepared = _prepared(config, Path(work_dir), Path(runs_dir), report)
+        if weights and not report.of("error"):
+            say("comparing the parents' weights")
+            check_weights(config, report, parents)
         if prepared is not None and ask and not report.of("error"):
             _ask(prepared, asking, report, say)
         if prepared is not None:
+            report.plan = prepared.plan
             _machine(prepared, report)
     return report
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from types import MappingProxyType
 
+from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,7 @@ from rich.text import Text
 from evolve.estimate import Estimate
 from evolve.report import Report
 from evolve.short_names import shortened
+from evolve.vectors_table import vectors_table
 from fitness.findings import LEVELS, Finding
 
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
@@ -24,8 +26,23 @@ def check_table(report: Report) -> RenderableType:
     counts = Counter(finding.level for finding in report.findings)
     lines = [", ".join(f"{counts[level]} {level}" for level in reversed(LEVELS) if counts[level])]
     if counts["error"]:
-        lines.append("With errors a run cannot work, or would certainly be wasted.")
+        lines.append("With errors a run cannot work, or would certainly be wasted: evolve run refuses.")
+    elif counts["warning"]:
+        lines.append("evolve run stops at warnings; --force goes past them, and the run records them.")
     parts: list[RenderableType] = [findings_table(report.findings, report.names)]
+    parts += [
+        conversations(one, report.names) for one in report.findings if one.check == "chat-template" and one.evidence
+    ]
+    if report.vectors is not None and report.vectors.total is not None:
+        parts.append(vectors_table(report.vectors, report.names))
+    if report.plan is not None:
+        plan = report.plan
+        parts.append(
+            Text(
+                f"The plan: {plan.search_evaluations} evaluations in {plan.generations} generations of {plan.popsize}, "
+                f"{plan.total_evaluations} with parents, baselines and finalists (evolve plan says more)."
+            )
+        )
     if report.estimate is not None:
         parts.append(Text(_needs(report.estimate)))
     return Group(*parts, *map(Text, lines))
@@ -44,6 +61,13 @@ def findings_table(findings: Sequence[Finding], names: Mapping[str, str] = Mappi
     table.add_column()
     for finding in sorted(findings, key=lambda one: LEVELS.index(one.level)):
         table.add_row(Text(finding.level, style=STYLES[finding.level]), finding.check, _said(finding, names))
+    return table
+
+
+def conversations(finding: Finding, names: Mapping[str, str]) -> Table:
+    """One conversation as two chat templates write it, side by side."""
+    table = Table(*(names.get(name, name) for name in finding.evidence), box=SIMPLE)
+    table.add_row(*(Text(written) for written in finding.evidence.values()))
     return table
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from evolve.baselines import find_parents, models_of
 from evolve.config import RunConfig
 from evolve.report import Report
 from evolve.resources import configs_dir
+from evolve.short_names import short_names
 from fitness.chat import read_template
 from fitness.errors import UserMistake
 from fitness.findings import Finding
@@ -29,42 +31,55 @@ _MOST_VALUES = 500_000_000
 Facts = Mapping[str, ModelFacts]
 
 
-def check_parents(config: RunConfig, report: Report, *, weights: bool, say: Callable[[str], None]) -> Facts:
-    """Whether the models are there, fit together, can end an answer and may be used.
-
-    Args:
-        config: the run config.
-        report: gets the findings.
-        weights: also compare the weights.
-        say: tells the user what is being done.
-
-    Returns:
-        What could be read of the models by name, the base last.
-    """
+def find_models(config: RunConfig, report: Report) -> dict[str, Parent]:
+    """The folders of the models, the base last; what is missing is a finding."""
     parents: dict[str, Parent] = {}
     for name in models_of(config):
         with report.catching("models-found", name):
             parents |= find_parents(config, [name])
     if not report.of("error"):
         report.findings.append(Finding("models-found", "ok", "genome.models", f"{len(parents)} models are there."))
+    short = zip(parents, short_names(list(parents)), strict=True)
+    report.names = {name: last for name, last in short if Path(name).is_absolute()}
+    return parents
+
+
+def check_parents(config: RunConfig, report: Report, parents: Mapping[str, Parent]) -> Facts:
+    """Whether the models fit together, can end an answer and may be used.
+
+    Args:
+        config: the run config.
+        report: gets the findings.
+        parents: from :func:`find_models`.
+
+    Returns:
+        What could be read of the models by name, the base last.
+    """
     facts = {name: read_facts(name, parent.folder) for name, parent in parents.items()}
     children = [facts[name] for name in config.genome.models if name in facts]
-    if children:
-        chosen = _chosen_template(config, report)
-        report.findings += parents_fit(
-            children,
-            facts.get(config.genome.base_model or ""),
-            tokenizer_source=config.genome.tokenizer_source,
-            allow_remote_code=config.genome.allow_remote_code,
-            chat_template=chosen,
-        )
-        template, stop = chosen or own_template(facts), config.generation.stop or ()
-        report.findings += [found for one in children for found in ending(one, chat_template=template, stop=stop)]
-        report.findings += licences(list(facts.values()))
-    if weights and not report.of("error"):
-        say("comparing the parents' weights")
-        report.findings += _vectors(config, parents)
+    if not children:
+        return facts
+    chosen = _chosen_template(config, report)
+    report.findings += parents_fit(
+        children,
+        facts.get(config.genome.base_model or ""),
+        tokenizer_source=config.genome.tokenizer_source,
+        allow_remote_code=config.genome.allow_remote_code,
+        chat_template=chosen,
+    )
+    template, stop = chosen or own_template(facts), config.generation.stop or ()
+    report.findings += [found for one in children for found in ending(one, chat_template=template, stop=stop)]
+    report.findings += licences(list(facts.values()))
     return facts
+
+
+def check_weights(config: RunConfig, report: Report, parents: Mapping[str, Parent]) -> None:
+    """Whether the parents moved from their base as fine-tunes do."""
+    names = list(config.genome.models)
+    groups = layer_groups(read_architecture(parents[names[0]]))
+    folders = {name: parent.folder for name, parent in parents.items()}
+    report.vectors = compare(names, folders, config.genome.base_model, groups, max_values=_MOST_VALUES)
+    report.findings += report.vectors.findings
 
 
 def check_prompts(config: RunConfig, report: Report, facts: Facts) -> None:
@@ -86,13 +101,6 @@ def _chosen_template(config: RunConfig, report: Report) -> str | None:
     with report.catching("chat-template", "chat.template"):
         return read_template(config.chat.template, root=config.root, shipped=configs_dir() / "templates")
     return None
-
-
-def _vectors(config: RunConfig, parents: Mapping[str, Parent]) -> Sequence[Finding]:
-    names = list(config.genome.models)
-    groups = layer_groups(read_architecture(parents[names[0]]))
-    folders = {name: parent.folder for name, parent in parents.items()}
-    return compare(names, folders, config.genome.base_model, groups, max_values=_MOST_VALUES).findings
 
 
 def _written(config: RunConfig, prompts: Sequence[Prompt], facts: Facts, template: str | None) -> list[Finding]:

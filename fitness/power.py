@@ -130,7 +130,7 @@ def power_finding(
         where: for the finding.
     """
     if noise is None or prompts < 2:
-        seen = "the parents' scores differ by the same on every prompt" if noise is None else "with so few prompts"
+        seen = "the models' scores differ by the same on every prompt" if noise is None else "with so few prompts"
         return Finding("power", "note", where, f"{seen}, so it cannot be said how small a gain can be shown")
     least = detectable_difference(noise.deviation, prompts)
     cautious = detectable_difference(noise.high, prompts)

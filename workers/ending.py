@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fitness.findings import Finding, Level
+from workers.ends import token_ids
 from workers.errors import ModelError
 from workers.model_facts import ModelFacts
 from workers.tokenizer_facts import ROLES, Role, TokenizerFacts
@@ -55,12 +56,8 @@ def _named(facts: ModelFacts, tokenizer: TokenizerFacts, role: Role) -> dict[str
     token = tokenizer.roles[role][0]
     if facts.rows is not None and tokenizer.vocabulary.get(str(token), 0) >= facts.rows and token not in facts.homeless:
         sources[_TOKENIZER] = None  # transformers' default for the class, which no file names
-    found = {source: _ids(value) for source, value in sources.items()}
+    found = {source: token_ids(value) for source, value in sources.items()}
     return {source: ids for source, ids in found.items() if ids}
-
-
-def _ids(value: object) -> tuple[int, ...]:
-    return tuple(v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int))
 
 
 def _exist(facts: ModelFacts, tokenizer: TokenizerFacts, named: Mapping[Role, Named]) -> list[Finding]:
@@ -203,7 +200,8 @@ def _pad_is_eos(facts: ModelFacts, tokenizer: TokenizerFacts, ends: set[int], cl
         "Ask how this parent was trained: `evolve check labels` tells from its data. For a training of your own, add a "
         'token: tokenizer.add_special_tokens({"pad_token": "<pad>"}) and resize_token_embeddings.'
     )
-    return Finding(check, "warning", facts.name, message, remedy, evidence)
+    # Half of all models come without a padding token; the probe tells those that cannot stop from the others.
+    return Finding(check, "warning" if pad else "note", facts.name, message, remedy, evidence)
 
 
 def _after_answer(tokenizer: TokenizerFacts, template: str | None) -> str | None:

@@ -29,7 +29,9 @@ def end_token_ids(skeleton: Path) -> frozenset[int]:
             f"{skeleton}: config.json, {path.name} or the tokenizer cannot be read ({last_line(error)}). "
             "Copy the model again."
         ) from error
-    ids: set[int] = set()
-    for value in found:
-        ids.update(v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int))
-    return frozenset(ids)
+    return frozenset(i for value in found for i in token_ids(value))
+
+
+def token_ids(value: object) -> tuple[int, ...]:
+    """What a file gives for a role: an id, several, or none."""
+    return tuple(v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int))

@@ -76,13 +76,13 @@ def share_out(
     """
     total_gpus, total_cpus = sum(one.gpus for one in nodes), sum(one.cpus for one in nodes)
     gpus = gpus if gpus is not None else (float(ranks) if total_gpus else 0.0)
-    count = count or (max(1, int(total_gpus // gpus)) if gpus else 1)
+    count = count or (max(1, _units(total_gpus) // _units(gpus)) if gpus else 1)
     if cpus is None:  # the most with which all find room
         most = range(int(total_cpus // count), 1, -1)
         cpus = float(next((n for n in most if places(nodes, cpus=n, gpus=gpus) >= count), 1))
     remedy = "or make more visible (CUDA_VISIBLE_DEVICES)."
     for what, each, total in (("GPUs", gpus, total_gpus), ("CPUs", cpus, total_cpus)):
-        if count * each > total:
+        if count * _units(each) > _units(total):
             raise EngineSetupError(
                 f"{count} workers with {each:g} {what} each need {count * each:g}, and Ray sees {total:g}. "
                 f"Lower workers.count, workers.{what.lower()}_per_worker or workers.tensor_parallel_size, {remedy}"
@@ -105,7 +105,17 @@ def places(nodes: Sequence[Node], *, cpus: float, gpus: float) -> int:
         cpus: per worker, above 0.
         gpus: per worker.
     """
-    return sum(int(min(one.cpus // cpus, one.gpus // gpus if gpus else one.cpus // cpus)) for one in nodes)
+
+    def here(one: Node) -> int:
+        by_cpus = _units(one.cpus) // _units(cpus)
+        return min(by_cpus, _units(one.gpus) // _units(gpus)) if gpus else by_cpus
+
+    return sum(map(here, nodes))
+
+
+def _units(amount: float) -> int:
+    """In the ten-thousandths that Ray counts in: of binary fractions five times 0.2 need not fit into 1."""
+    return max(1, round(amount * 10_000)) if amount else 0
 
 
 def _memory_bytes() -> int:

@@ -14,7 +14,7 @@ from mergekit.common import set_config_value
 from transformers import AutoConfig, AutoTokenizer
 
 from workers.checkpoint import TOKENIZER_FILES
-from workers.ends import end_token_ids
+from workers.ends import end_token_ids, token_ids
 from workers.errors import ModelError
 from workers.merge import Merger
 from workers.models import Parent
@@ -150,15 +150,15 @@ def _write_end_tokens(parents: Iterable[Parent], out: Path) -> None:
     which a merge inherits, does not name as an end: such a merge would run on to the token limit.
     """
     vocabulary = read_tokenizer(out).vocabulary
-    own = end_token_ids(out)
-    found = set(own)
+    found = set(end_token_ids(out))
     for parent in parents:
         tokenizer = read_tokenizer(parent.folder).tokenizer
         names = tokenizer.convert_ids_to_tokens(sorted(end_token_ids(parent.folder)))
         found.update(vocabulary[name] for name in names if name in vocabulary)
-    if found != own:
-        path = out / "generation_config.json"
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path = out / "generation_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    # transformers' generate stops at what this file names, whatever the tokenizer says.
+    if found and set(token_ids(settings.get("eos_token_id"))) != found:
         path.write_text(json.dumps({**settings, "eos_token_id": sorted(found)}, indent=2) + "\n", encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -105,6 +105,7 @@ def compare(
     checkpoints = [Checkpoint(name, folders[name]) for name in order]
     sums: dict[str, Sums] = {}
     problems: dict[tuple[str, str], Finding] = {}
+    filled: dict[str, torch.Tensor] = {}
     left_out: list[str] = []
     share = 1.0
     try:
@@ -116,6 +117,8 @@ def compare(
         share = sum(one.values for one in tensors) / max(1, total)
         for rows, block in read_blocks(checkpoints, tensors):
             label = group_of.get(rows.name, _REST)
+            if len(rows.shape) > 1:  # a bias may be zero before it is trained
+                filled[rows.name] = filled.get(rows.name, torch.zeros(len(order), dtype=torch.bool)) | block.any(dim=1)
             broken = ~torch.isfinite(block).all(dim=1)
             for index in broken.nonzero().flatten().tolist():
                 problems.setdefault((order[index], "weights-finite"), _not_finite(order[index], rows.name))
@@ -131,7 +134,7 @@ def compare(
     if base is None:
         found = tuple(without_base(one) for one in found)
         whole = whole and without_base(whole)
-    findings = [*problems.values()]
+    findings = [*problems.values(), *_holes(order, filled)]
     if whole is not None:
         findings += vector_findings(members, base, whole, share=share)
     elif not findings:
@@ -139,6 +142,23 @@ def compare(
         findings.append(Finding("weights-comparable", "error", "weights", message, "choose models of one family"))
     seconds = time.monotonic() - begun
     return TaskVectors(members, base, found, whole, share, tuple(left_out), seconds, tuple(findings))
+
+
+def _holes(order: Sequence[str], filled: Mapping[str, torch.Tensor]) -> Iterator[Finding]:
+    """Matrices of zeros where other models have values, as a download with holes leaves them."""
+    for index, model in enumerate(order):
+        if model in order[:index]:
+            continue
+        holes = [name for name, found in filled.items() if found.any() and not found[index]]
+        if holes:
+            yield Finding(
+                "weights-filled",
+                "warning",
+                model,
+                f"{len(holes)} tensors hold nothing but zeros ({holes[0]} for one), where the other models have values",
+                "fetch the model again; a download with holes looks so",
+                {"tensors": holes[:50]},
+            )
 
 
 def _not_finite(model: str, tensor: str) -> Finding:

@@ -632,7 +632,7 @@ def _(run: Run) -> None:
     edit(run.one / "tokenizer_config.json", pad_token="<|end|>")
 
 
-@broken("there is no padding", "pad-is-eos", "warning", "one two", "no padding token")
+@broken("there is no padding", "pad-is-eos", "note", "one two", "no padding token")
 def _(run: Run) -> None:
     for folder in run.models:
         edit(folder / "tokenizer_config.json", "pad_token")

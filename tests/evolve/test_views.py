@@ -74,11 +74,16 @@ def test_a_busy_share_is_between_0_and_1(shares: list[Share], sittings: list[flo
 
 
 def test_busy_seconds_add_up_over_the_time_that_was_worked() -> None:
-    shares = [Share(0, 4, 100.0, 8.0), Share(1, 4, 101.0, 4.0), Share(1, 4, 106.0, 4.0)]
+    shares = [Share(0, 4, 100.0, 8.0, 700), Share(1, 4, 101.0, 4.0), Share(1, 4, 106.0, 4.0)]
     assert busy(shares, [90.0]) == [
-        {"worker": 0, "busy_seconds": 8.0, "busy_share": 0.8},
-        {"worker": 1, "busy_seconds": 8.0, "busy_share": 0.8},
+        {"worker": 0, "busy_seconds": 8.0, "busy_share": 0.8, "peak_bytes": 700},
+        {"worker": 1, "busy_seconds": 8.0, "busy_share": 0.8, "peak_bytes": 0},
     ]
+
+
+def test_the_peak_of_a_worker_is_the_largest_over_all_sittings() -> None:
+    shares = [Share(0, 4, 100.0, 1.0, 900), Share(0, 4, 5000.0, 1.0, 300), Share(1, 4, 5000.0, 1.0, 400)]
+    assert [one["peak_bytes"] for one in busy(shares, [90.0, 4990.0])] == [900, 400]
 
 
 def test_the_pause_between_two_sittings_is_nobodys_idleness() -> None:
@@ -89,7 +94,7 @@ def test_the_pause_between_two_sittings_is_nobodys_idleness() -> None:
 
 def test_work_that_overlaps_on_a_worker_counts_once() -> None:
     shares = [Share(0, 4, 100.0, 10.0), Share(0, 4, 105.0, 2.0), Share(0, 4, 108.0, 4.0)]
-    assert busy(shares, [])[0] == {"worker": 0, "busy_seconds": 12.0, "busy_share": 1.0}
+    assert busy(shares, [])[0] == {"worker": 0, "busy_seconds": 12.0, "busy_share": 1.0, "peak_bytes": 0}
 
 
 def test_a_run_says_how_busy_its_workers_were(run: Run) -> None:

@@ -91,8 +91,10 @@ def test_padding_by_the_end_token_is_explained(model: Path) -> None:
 def test_no_padding_token_is_explained(model: Path) -> None:
     edit(model / "tokenizer_config.json", "pad_token")
     findings = check(model)
-    assert above_note(findings) == {"pad-is-eos": "warning"}
+    assert above_note(findings) == {}  # half of all models have none
+    assert findings["pad-is-eos"].level == "note"
     assert "no padding token" in findings["pad-is-eos"].message
+    assert "never learns to stop" in findings["pad-is-eos"].message
 
 
 def test_a_generation_config_that_forgot_the_tokenizers_end_is_a_warning(model: Path) -> None:
