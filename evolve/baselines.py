@@ -45,7 +45,7 @@ def find_parents(config: RunConfig, names: Sequence[str]) -> dict[str, Parent]:
         ModelError: one is missing or unsafe.
     """
     return resolve_parents(
-        names, cache_dir=cache_dir() / "parents", root=config.root, pickles=config.genome.allow_pickles
+        names, cache_dir=cache_dir() / "parents", root=config.root, allow_pickles=config.genome.allow_pickles
     )
 
 

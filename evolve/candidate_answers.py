@@ -9,6 +9,7 @@ from pathlib import Path
 from evolve.baselines import SPLITS
 from evolve.config import RunConfig
 from evolve.judging import judges_of, judging, rivals_of
+from evolve.machine_checks import seen_by_all
 from evolve.prepare import make_pool, prompt_tokens
 from evolve.probe import RUN, Asked, asked_of, spread
 from evolve.probe_scores import Marks, score_answers
@@ -23,7 +24,7 @@ from workers.errors import WorkersLost
 from workers.job import Job
 from workers.models import Parent, read_architecture
 from workers.recipe import parent_recipe
-from workers.skeleton import build_skeleton
+from workers.skeleton import build_skeleton, own_template
 
 Say = Callable[[str], None]
 
@@ -55,6 +56,9 @@ def ask_candidates(
     scoring = check_scoring(config.fitness, prompts=prompts, root=config.root, rubrics_dir=configs_dir() / "rubrics")
     by_split = {split: [one for one in prompts if one.split == split] for split in SPLITS}
     few = spread(by_split["search"], count)
+    # The search's judge alone: a judge of the finals would be started, or asked a question, for nothing.
+    fitness = config.fitness.model_copy(update={"final_judge": None})
+    config = config.model_copy(update={"fitness": fitness})
     with judging(config, scoring, rivals_of(config, by_split), spending=None, say=say) as stage:
         asked = [one for kind in kinds for one in _answers(kind, parents, config, template, few, say)]
         if judges_of(config):
@@ -74,13 +78,14 @@ def _answers(
     members = {name: parents[name] for name in kind}
     generation = resolve_generation(config.generation)
     source = config.genome.tokenizer_source if len(kind) > 1 else None
-    recipes = {
-        name: parent_recipe(name, out_dtype=read_architecture(parent).dtype, tokenizer_source=source)
-        for name, parent in members.items()
-    }
     say(f"starting an engine for {len(kind)} model(s): {', '.join(short_names(list(kind)))}")
     try:
-        with tempfile.TemporaryDirectory() as work_dir:
+        template = template or own_template(members.values())
+        recipes = {
+            name: parent_recipe(name, out_dtype=read_architecture(parent).dtype, tokenizer_source=source)
+            for name, parent in members.items()
+        }
+        with tempfile.TemporaryDirectory(dir=seen_by_all(config)) as work_dir:
             skeleton = build_skeleton(recipes[kind[0]], members, Path(work_dir) / "skeleton", chat_template=template)
             tokens = prompt_tokens(skeleton, prompts, template)
             spec = make_spec(

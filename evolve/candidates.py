@@ -15,6 +15,7 @@ from typing import Any
 
 from evolve.candidate_answers import ask_candidates
 from evolve.config import RunConfig
+from evolve.parent_checks import own_template
 from evolve.probe import Asked
 from evolve.probe_findings import answer_facts
 from evolve.probe_scores import Marks
@@ -23,7 +24,7 @@ from evolve.short_names import short_names
 from fitness.chat import read_template
 from fitness.errors import JudgeStopped, UserMistake
 from fitness.findings import Finding
-from workers.model_facts import read_facts
+from workers.model_facts import ModelFacts, read_facts
 from workers.models import Parent, resolve_parents
 from workers.pairs import Pair, PairFit, alone_findings, families, pair_fits
 from workers.task_vectors import TaskVectors, compare
@@ -111,7 +112,7 @@ class Candidates:
             "task_vector": self.size(name),
             "fitness": None if marks is None or marks.fitness is None else marks.fitness.to_dict(),
             "answers": answer_facts(asked) if asked is not None and asked.responses else None,
-            "failure": (asked.failure if asked is not None else None) or (marks.failure if marks is not None else None),
+            "failure": (asked.failure if asked else None) or (marks.failure if marks else None) or None,
             "findings": [one.to_dict() for one in self.alone[name]],
         }
 
@@ -150,7 +151,12 @@ def compare_candidates(
         with found.catching("chat-template", "chat.template"):
             template = read_template(config.chat.template, root=config.root, shipped=configs_dir() / "templates")
     facts = {name: read_facts(name, parent.folder) for name, parent in parents.items()}
-    found.alone = {name: alone_findings(facts[name], chat_template=template) for name in found.names}
+    fallback = own_template(facts)
+    for name in found.names:
+        spoken = facts[name].tokenizer
+        own = spoken is not None and spoken.chat_template is not None
+        # As in a run: who has no template is asked with that of the first who has one.
+        found.alone[name] = _alone(facts[name], config, template or (None if own else fallback))
     source = config.genome.tokenizer_source if config else None
     found.fits = pair_fits(list(facts.values()), tokenizer_source=source)
     sound = [name for name in found.names if not any(one.level == "error" for one in found.alone[name])]
@@ -174,11 +180,19 @@ def _spelt_out(name: str) -> str:
 
 def _resolve(names: Sequence[str], config: RunConfig | None, found: Candidates) -> dict[str, Parent]:
     parents: dict[str, Parent] = {}
-    allowed = config.genome.allow_pickles if config else ()
+    allowed = [_spelt_out(one) for one in config.genome.allow_pickles] if config else ()
     for name in dict.fromkeys(names):
         with found.catching("models-found", name):
-            parents |= resolve_parents([name], cache_dir=cache_dir() / "parents", root=Path.cwd(), pickles=allowed)
+            parents |= resolve_parents(
+                [name], cache_dir=cache_dir() / "parents", root=Path.cwd(), allow_pickles=allowed
+            )
     return parents
+
+
+def _alone(one: ModelFacts, config: RunConfig | None, template: str | None) -> list[Finding]:
+    coded = map(_spelt_out, config.genome.allow_remote_code) if config else ()
+    stop = (config.generation.stop if config else None) or ()
+    return alone_findings(one, allow_remote_code=list(coded), chat_template=template, stop=stop)
 
 
 def _vectors(kind: Sequence[str], found: Candidates, parents: Mapping[str, Parent]) -> TaskVectors | None:

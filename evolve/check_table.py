@@ -26,9 +26,11 @@ def check_table(report: Report) -> RenderableType:
     counts = Counter(finding.level for finding in report.findings)
     lines = [", ".join(f"{counts[level]} {level}" for level in reversed(LEVELS) if counts[level])]
     if counts["error"]:
-        lines.append("With errors a run cannot work, or would certainly be wasted: evolve run refuses.")
-    elif counts["warning"]:
-        lines.append("evolve run stops at warnings; --force goes past them, and the run records them.")
+        lines.append("With errors a run cannot work, or would certainly be wasted.")
+    if counts["error"] or counts["warning"]:
+        lines.append(
+            "evolve run repeats what needs no engine: errors end it, warnings too, unless --force has them recorded."
+        )
     parts: list[RenderableType] = [findings_table(report.findings, report.names)]
     parts += [
         conversations(one, report.names) for one in report.findings if one.check == "chat-template" and one.evidence
@@ -81,10 +83,12 @@ def _said(finding: Finding, names: Mapping[str, str]) -> Text:
 
 def _needs(one: Estimate) -> str:
     judged = "".join(f" {judge}." for judge in one.judges)
+    if any(judge.seconds is None for judge in one.judges):
+        judged += " Waiting for a judge is not counted where too few questions told how long it takes."
     return (
         f"The run will take about {_duration(one.total_seconds)} ({one.evaluation_seconds:.1f} s per evaluation, "
-        f"{_duration(one.start_seconds)} to start), {one.worker_bytes / 2**30:.1f} GiB of memory per worker, and at "
-        f"most {one.disk_bytes / 2**20:.0f} MiB of disk.{judged}"
+        f"{_duration(one.start_seconds)} to start), {one.worker_bytes / 2**30:.1f} GiB of memory per worker (mapped "
+        f"parents included), and at most {one.disk_bytes / 2**20:.0f} MiB of disk.{judged}"
     )
 
 

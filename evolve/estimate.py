@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from evolve.judge_costs import JudgeEstimate, answers_of, estimates
+from evolve.judging import splits_of
 from evolve.prepare import Prepared
 from evolve.probe import Probe
 from evolve.probe_scores import Scored
-from fitness.spending import Spent
 from workers.job import Split
 
 # Driver, transcript and row of the history, per evaluation.
@@ -72,7 +72,12 @@ def estimate(prepared: Prepared, probe: Probe, scored: Scored, *, disk_bytes: in
         for split in repeats
     }
     rest = sum(math.ceil(many / workers) * seconds[split] for split, many in others.items())
-    judges = [one.measured(scored.spent.get(one.setting, Spent()), scored.seconds) for one in estimates(prepared)]
+    judges = [
+        one.measured(scored.spent[one.setting], scored.seconds, scored.answers)
+        if one.setting in scored.spent and "search" in splits_of(one.setting, config)
+        else one
+        for one in estimates(prepared)
+    ]
     start = probe.start_seconds + probe.warm_up_seconds
     return Estimate(
         start_seconds=start,

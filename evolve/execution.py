@@ -19,6 +19,7 @@ from evolve.interrupt import Interrupt
 from evolve.ledger import Ledger
 from evolve.population import keep_population
 from evolve.prepare import Prepared, check_disk, started
+from evolve.probe_findings import ENDED_LEAST
 from evolve.progress import Progress
 from evolve.run import Run
 from evolve.search import Searched, search
@@ -121,6 +122,7 @@ def _stages(run: Run, prepared: Prepared, lender: _Lender, progress: Progress, i
     )
     progress.stage("parents and baselines")
     ledger.evaluate([c for c in prepared.baselines if c.split == "search"])
+    _warn_of_endless(run, progress)
     progress.stage("search")
     clock = _Stopwatch(run, lender)
     try:
@@ -196,6 +198,21 @@ def _warn_of_drift(run: Run, gap: float, progress: Progress) -> None:
     if text not in run.state.warnings:
         progress.warn(f"{text} The largest difference so far is {gap:.2g}.")
         run.save(warnings=(*run.state.warnings, text))
+
+
+def _warn_of_endless(run: Run, progress: Progress) -> None:
+    """A parent that does not end its answers: its merges inherit that."""
+    for row in run.store.rows("parent"):
+        ended = None if row.fitness is None else row.fitness.parts.get("observed.ended")
+        if row.candidate.split != "search" or ended is None or ended >= ENDED_LEAST:
+            continue
+        text = (
+            f"answers-end: {row.candidate.label}: {ended:.0%} of its answers ended by themselves, the others ran to "
+            "generation.max_new_tokens. Its merges inherit this; evolve check says what may explain it."
+        )
+        if text not in run.state.warnings:
+            progress.warn(text)
+            run.save(warnings=(*run.state.warnings, text))
 
 
 def _remember_judges(run: Run, answers_as: Mapping[str, str], progress: Progress) -> None:

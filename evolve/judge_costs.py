@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Rough, and rather too high: UTF-8 bytes per token of English and Japanese text, and tokens of a reason and a score.
 _BYTES_PER_TOKEN = 3
 _REPLY_TOKENS_PER_CRITERION = 60
+_TELLING_CALLS = 8
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,17 @@ class JudgeEstimate:
         """Plain data."""
         return asdict(self)
 
-    def measured(self, spent: Spent, seconds: float) -> JudgeEstimate:
-        """Reckoned anew from what some answers took; as it is where none of them was asked about.
+    def measured(self, spent: Spent, seconds: float, answers: int) -> JudgeEstimate:
+        """Reckoned anew from what some answers took; as it is where too few of them were asked about to tell.
 
         Args:
-            spent: on these answers.
+            spent: on these answers; the cache may have known most of them.
             seconds: wall seconds of judging them.
+            answers: how many there were.
         """
-        if not spent.calls or not self.calls:
+        if not self.calls:  # a local judge keeps no cache
+            return replace(self, seconds=seconds * self.answers / answers if answers else None)
+        if spent.calls < _TELLING_CALLS:
             return self
         times = self.calls / spent.calls
         return replace(

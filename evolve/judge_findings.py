@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evolve.estimate import Estimate
 from evolve.judge_costs import estimates
 from evolve.judging import judges_of
 from evolve.prepare import Prepared
@@ -9,11 +10,16 @@ from fitness.findings import Finding
 from fitness.judge_config import JudgeConfig
 
 
-def judge_findings(prepared: Prepared) -> list[Finding]:
-    """A finding per judge on a server; asks nothing."""
+def judge_findings(prepared: Prepared, measured: Estimate | None = None) -> list[Finding]:
+    """A finding per judge on a server; asks nothing.
+
+    Args:
+        prepared: the checked config.
+        measured: from a probe; ``None``: the most that can be needed is told.
+    """
     findings = []
     configs = judges_of(prepared.config)
-    for one in estimates(prepared):
+    for one in estimates(prepared) if measured is None else measured.judges:
         config, check = configs[one.setting], "judge-cost"
         if not isinstance(config, JudgeConfig):
             continue

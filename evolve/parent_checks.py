@@ -18,7 +18,7 @@ from fitness.generation import resolve_generation
 from fitness.metrics import build_term
 from fitness.prompt_checks import length_finding, prompt_findings, written_finding
 from fitness.prompts import Prompt, load_prompts
-from workers.ending import ending
+from workers.ending import end_tokens, ending
 from workers.fit import parents_fit
 from workers.licences import licences
 from workers.model_facts import ModelFacts, read_facts
@@ -68,7 +68,10 @@ def check_parents(config: RunConfig, report: Report, parents: Mapping[str, Paren
         chat_template=chosen,
     )
     template, stop = chosen or own_template(facts), config.generation.stop or ()
-    report.findings += [found for one in children for found in ending(one, chat_template=template, stop=stop)]
+    others = frozenset(token for one in facts.values() for token in end_tokens(one))
+    report.findings += [
+        found for one in children for found in ending(one, chat_template=template, stop=stop, others=others)
+    ]
     report.findings += licences(list(facts.values()))
     return facts
 

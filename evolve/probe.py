@@ -1,14 +1,14 @@
 """A few answers of every parent, and the time and memory of a typical evaluation, before a night is spent.
 
-One worker is started. Each parent answers some prompts under the run's own settings and under the presets, so that an
-answer that runs on can be told from a setting that cuts it; then some merges from the middle of the search answer all
-search prompts, which is what the search will do over and over.
+One worker is started. First some merges around the start of the search answer all search prompts, which is what the
+search will do over and over. Then each parent answers some prompts under the run's own settings and under the presets,
+so that an answer that runs on can be told from a setting that cuts it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,13 +17,14 @@ from evolve.prepare import Prepared, make_pool
 from fitness.generation import PRESETS, Generation, PresetName
 from fitness.prompts import Prompt
 from fitness.responses import Response
+from workers.engine import WorkersConfig
 from workers.errors import WorkersLost
 from workers.job import Job, JobFailed, Split, Transcript
 from workers.recipe import Recipe
 
 RUN = "the run's settings"
-A_MERGE = "a merge from the middle of the search"
-_PRESETS: tuple[PresetName, ...] = ("greedy-short", "sampling-long")
+A_MERGE = "a merge around the start of the search"
+PRESETS_ASKED: tuple[PresetName, ...] = ("greedy-short", "sampling-long")
 _MERGES = 3  # the first of a process is slower than those that follow
 
 
@@ -32,7 +33,7 @@ class Asked:
     """What one parent answered under one setting.
 
     Attributes:
-        model: the parent's name, or ``a merge``.
+        model: the parent's name, or :data:`A_MERGE`.
         settings: whose settings: the run's, or a preset's.
         generation: the settings.
         prompts: what was asked.
@@ -50,6 +51,11 @@ class Asked:
     failure: str | None = None
 
     @property
+    def of_run(self) -> bool:
+        """Whether it was answered under the run's own settings, so that its scores count."""
+        return self.settings == RUN and bool(self.responses)
+
+    @property
     def tokens_per_second(self) -> float:
         """Of all answers together."""
         return sum(one.tokens for one in self.responses) / self.seconds if self.seconds else 0.0
@@ -61,10 +67,10 @@ class Probe:
 
     Attributes:
         asked: by parent and setting.
-        merged: what a merge from the middle of the search answered to the same prompts, under the run's settings.
+        merged: what a merge around the start of the search answered to the same prompts, under the run's settings.
         start_seconds: until the worker was ready.
         warm_up_seconds: that its first evaluation took longer than those that followed.
-        merge_seconds: of a merge from the middle of the search, in a worker that has merged before.
+        merge_seconds: of a merge around the start of the search, in a worker that has merged before.
         answer_seconds: of all search prompts under the run's settings.
         peak_bytes: largest resident memory of the worker's process.
     """
@@ -78,12 +84,21 @@ class Probe:
     peak_bytes: int
 
 
-def probe(prepared: Prepared, *, prompts: int, say: Callable[[str], None] = lambda _: None) -> Probe:
+def probe(
+    prepared: Prepared,
+    *,
+    prompts: int,
+    presets: Sequence[PresetName],
+    cpus: float,
+    say: Callable[[str], None] = lambda _: None,
+) -> Probe:
     """Starts one worker, asks, and closes it.
 
     Args:
         prepared: the checked config.
         prompts: how many of the search prompts each parent answers under each setting.
+        presets: the settings beside the run's own.
+        cpus: that each worker of the run will get, and so this one.
         say: tells the user what is being done.
 
     Raises:
@@ -93,7 +108,7 @@ def probe(prepared: Prepared, *, prompts: int, say: Callable[[str], None] = lamb
     chosen = spread(prepared.prompts["search"], prompts)
     tokens = dict(prepared.tokens["search"])
     few = [(one.id, tokens[one.id]) for one in chosen]
-    settings = {RUN: prepared.generation} | {name: _fitting(PRESETS[name], prepared) for name in _PRESETS}
+    settings = {RUN: prepared.generation} | {name: _fitting(PRESETS[name], prepared) for name in presets}
     parents = [one for one in prepared.baselines if one.kind == "parent" and one.split == "search"]
     # The pool has two sets of prompts: all that the search asks, and the few of the probe.
     asked: dict[Split, Sequence[tuple[str, list[int]]]] = {"search": prepared.tokens["search"], "validation": few}
@@ -109,7 +124,8 @@ def probe(prepared: Prepared, *, prompts: int, say: Callable[[str], None] = lamb
     say(f"starting one {prepared.spec.engine} worker to ask the parents")
     begun = time.monotonic()
     spec = replace(prepared.spec, max_model_len=_longest(prepared, list(settings.values())))
-    with make_pool(prepared.config.workers, spec, asked, prepared.generation, count=1) as pool:
+    workers = _patient(prepared.config.workers, prepared.generation, settings.values(), cpus=cpus)
+    with make_pool(workers, spec, asked, prepared.generation, count=1) as pool:
         start_seconds = time.monotonic() - begun
         say(f"{len(parents)} parents answer {len(few)} prompts under {len(settings)} settings")
         results = {result.job.key: result for result in pool.run(work)}
@@ -118,7 +134,7 @@ def probe(prepared: Prepared, *, prompts: int, say: Callable[[str], None] = lamb
     done = [one for one in merges if isinstance(one, Transcript)]
     if not done:
         (failed, *_) = [one for one in merges if isinstance(one, JobFailed)]
-        raise WorkersLost(f"no merge from the middle of the search could be made: {failed.stage}: {failed.reason}")
+        raise WorkersLost(f"no merge around the start of the search could be made: {failed.stage}: {failed.reason}")
     seconds = [sum(one.seconds.values()) for one in done]
     warm = done[1:] or done
     by_prompt = {one.prompt_id: one for one in warm[-1].responses}
@@ -153,14 +169,25 @@ def _typical(prepared: Prepared) -> list[Recipe]:
 
 def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     """So many of the prompts, evenly over all."""
-    step = max(1, len(prompts) // count)
-    return list(prompts[::step][:count])
+    count = min(count, len(prompts))
+    return [prompts[index * len(prompts) // count] for index in range(count)]
+
+
+def _patient(workers: WorkersConfig, run: Generation, settings: Iterable[Generation], *, cpus: float) -> WorkersConfig:
+    """The run's settings with its limit of time stretched to the longest answers that are asked for here."""
+    limit = workers.evaluation_timeout_seconds
+    longest = max(one.max_new_tokens for one in settings) / run.max_new_tokens
+    patience = None if limit is None else limit * max(1.0, longest)
+    return workers.model_copy(update={"evaluation_timeout_seconds": patience, "cpus_per_worker": cpus})
 
 
 def _fitting(preset: Generation, prepared: Prepared) -> Generation:
-    """The preset with the run's seed, cut to what the model has positions for."""
-    room = _positions(prepared) - max(len(ids) for _, ids in prepared.tokens["search"])
-    return replace(preset, seed=prepared.generation.seed, max_new_tokens=max(1, min(preset.max_new_tokens, room)))
+    """The preset with the run's seed and stop texts, cut to what the model has positions for and the config allows."""
+    config = prepared.config
+    most = min(_positions(prepared), config.workers.max_model_len or _positions(prepared))
+    room = most - max(len(ids) for _, ids in prepared.tokens["search"])
+    limit = max(1, min(preset.max_new_tokens, room))
+    return replace(preset, seed=prepared.generation.seed, stop=prepared.generation.stop, max_new_tokens=limit)
 
 
 def _longest(prepared: Prepared, settings: Sequence[Generation]) -> int:

@@ -14,11 +14,19 @@ from fitness.prompt_checks import truncation_findings
 from fitness.prompts import Prompt
 from fitness.writing import writing
 
-_ENDED_LEAST = 0.5  # share of answers that end by themselves; below it a parent runs on
+ENDED_LEAST = 0.5  # share of answers that end by themselves; below it a parent runs on
 _LOOPING = 0.5  # repetition of an answer that loops (plain prose: 0 to 0.15)
 _LOOPING_MOST = 0.2  # share of answers that may loop
 # Findings that explain why a model does not end its answers.
-_CAUSES = ("pad-is-eos", "eos-agrees", "turn-ends", "special-ids-agree", "special-ids-exist")
+_CAUSES = (
+    "pad-is-eos",
+    "eos-agrees",
+    "turn-ends",
+    "answer-begins",
+    "chat-template",
+    "special-ids-agree",
+    "special-ids-exist",
+)
 
 
 def probe_findings(
@@ -32,7 +40,7 @@ def probe_findings(
         prompts: what the run asks.
         language: that the run wants answers in; ``None``: that of the prompts.
     """
-    own = [one for one in probe.asked if one.settings == RUN and one.responses]
+    own = [one for one in probe.asked if one.of_run]
     answers = {one.model: one.responses for one in own}
     limit = own[0].generation.max_new_tokens if own else 0
     return [
@@ -62,6 +70,8 @@ def _of(asked: Asked, known: Sequence[Finding]) -> list[Finding]:
     where = asked.model
     if asked.failure is not None or not asked.responses:
         text = f"It does not answer under {asked.settings}: {asked.failure}."
+        if asked.settings != RUN:
+            return [Finding("parents-answer", "note", where, text)]
         return [Finding("parents-answer", "error", where, text, "Leave this parent out, or mend its weights.")]
     evidence = answer_facts(asked)
     ended, loops = evidence["ended"], evidence["looping"]
@@ -71,7 +81,7 @@ def _of(asked: Asked, known: Sequence[Finding]) -> list[Finding]:
         f"{evidence['mean_chars']:.0f} characters on average, "
         f"{asked.tokens_per_second:.0f} tokens per second."
     )
-    if ended < _ENDED_LEAST or loops > _LOOPING_MOST:
+    if ended < ENDED_LEAST or loops > _LOOPING_MOST:
         level: Level = "warning" if asked.settings == RUN else "note"
         return [Finding("answers-end", level, where, f"{text} {_cause(asked, known)}", _REMEDY, evidence)]
     return [Finding("answers-end", "ok", where, text, evidence=evidence)]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from evolve.judging import Judging
-from evolve.probe import RUN, Asked
+from evolve.probe import Asked
 from fitness.aggregate import Fitness, aggregate, prompt_means
 from fitness.errors import ScoringFailed
 from fitness.findings import Finding
@@ -48,6 +48,11 @@ class Scored:
     seconds: float
     spent: Mapping[str, Spent]
 
+    @property
+    def answers(self) -> int:
+        """How many answers there were."""
+        return sum(len(one.scores) for one in self.marks)
+
 
 def score_answers(asked: Sequence[Asked], stage: Judging, *, min_scored_share: float) -> Scored:
     """Scores the answers that were given under the run's own settings, as the search will.
@@ -62,22 +67,24 @@ def score_answers(asked: Sequence[Asked], stage: Judging, *, min_scored_share: f
     """
     before = {setting: judge.spent for setting, judge in stage.judges.items()}
     begun = time.monotonic()
-    own = [one for one in asked if one.settings == RUN and one.responses]
+    own = [one for one in asked if one.of_run]
     tasks = [stage.submit(stage.scorers["search"].score(one.prompts, one.responses)) for one in own]
     marks = [_marks(one.model, task.result(), min_scored_share) for one, task in zip(own, tasks, strict=True)]
     seconds = time.monotonic() - begun
     return Scored(marks, seconds, {name: judge.spent.since(before[name]) for name, judge in stage.judges.items()})
 
 
-def score_findings(scored: Scored, *, validation_prompts: int, wanted: float) -> list[Finding]:
-    """A finding per parent, and one on what the prompts can show.
+def score_findings(scored: Scored, *, validation_prompts: int, wanted: float, caveat: str = "") -> list[Finding]:
+    """A finding per model, and one on what the prompts can show.
 
     Args:
         scored: from :func:`score_answers`.
         validation_prompts: how many decide in the end.
         wanted: the least difference of fitness that the user wants to see.
+        caveat: to be added to what the prompts can show.
     """
-    return [*map(_finding, scored.marks), power_finding(largest_noise(scored.marks), validation_prompts, wanted=wanted)]
+    power = power_finding(largest_noise(scored.marks), validation_prompts, wanted=wanted)
+    return [*map(_finding, scored.marks), replace(power, message=f"{power.message}{caveat}")]
 
 
 def largest_noise(marks: Sequence[Marks]) -> Noise | None:
@@ -98,7 +105,7 @@ def _marks(model: str, scores: Sequence[Score], min_scored_share: float) -> Mark
 
 
 def _finding(marks: Marks) -> Finding:
-    check, one = "parent-scored", marks.fitness
+    check, one = "answers-scored", marks.fitness
     if one is None:
         remedy = "Try the judge alone with evolve judge ask; as it is, evaluations of the run would fail."
         return Finding(check, "error", marks.model, f"Its answers cannot be scored: {marks.failure}.", remedy)

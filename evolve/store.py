@@ -174,9 +174,21 @@ class Store:
         return [row.summary for row in every if not kinds or row.summary.kind in kinds]
 
     def delete(self) -> None:
-        """Remove both studies."""
-        for study in (self._others, self._search):  # the name is free when all is gone
-            self._storage.delete_study(study.id)
+        """Remove both studies.
+
+        Raises:
+            RunStopped: the database does not allow it, or is gone.
+        """
+        try:
+            for study in (self._others, self._search):  # the name is free when all is gone
+                self._storage.delete_study(study.id)
+        except (optuna.exceptions.OptunaError, SQLAlchemyError, KeyError) as error:
+            raise RunStopped(f"nothing can be removed from {masked(self._url)}: {reason(error, self._url)}.") from error
+
+    def close(self) -> None:
+        """Gives the connections back."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
 
     def _create(self, name: str) -> list[_Study]:
         made: list[_Study] = []

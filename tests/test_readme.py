@@ -194,6 +194,6 @@ def test_slurm_script_requeues_exactly_when_it_was_cut_short(tmp_path: Path, cut
     status = process.wait(timeout=20)
 
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert calls[0] == "evolve run configs/examples/llama2-roleplay.yaml --name persona"
+    assert calls[0] == "evolve run configs/examples/llama2-roleplay.yaml --name persona --force"
     assert calls[1:] == (["scontrol requeue 7"] if cut_short else [])
     assert status == (130 if cut_short else 0)

@@ -32,6 +32,8 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 
+_PICKLES = ("*.bin", "*.pt", "*.pth")
+_NO_WEIGHTS = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin", "scheduler.bin"})
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
@@ -140,3 +142,9 @@ class Checkpoint:
             return sorted(set(weight_map.values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:  # no JSON, or JSON of another shape
             raise ModelError(f"model {self.name!r}: {index} is damaged. Fetch the model again.") from error
+
+
+def pickles(folder: Path) -> tuple[str, ...]:
+    """File names of weights in pickle format; a trainer's own leavings are none."""
+    found = {path.name for pattern in _PICKLES for path in folder.glob(pattern)}
+    return tuple(sorted(found - _NO_WEIGHTS))

@@ -6,13 +6,17 @@ import logging
 import math
 import os
 import signal
+import socket
 import threading
+from contextlib import suppress
 from typing import Any
 
 import ray
 
 from workers.errors import EngineSetupError, last_line
 from workers.machine import Node, usable_cores
+
+_ANSWER_SECONDS = 10.0
 
 
 def connect(address: str | None, cpus: int) -> bool:
@@ -30,6 +34,11 @@ def connect(address: str | None, cpus: int) -> bool:
     """
     if ray.is_initialized():
         return False
+    if address is not None and not _answers(address):
+        raise EngineSetupError(
+            f"Ray could not connect to {address} (nobody answers there within {_ANSWER_SECONDS:g} s). "
+            "Check workers.ray_address."
+        )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray otherwise hides the GPUs from processes that reserve none, and warns about it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -55,6 +64,19 @@ def connect(address: str | None, cpus: int) -> bool:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)
     return True
+
+
+def _answers(address: str) -> bool:
+    """Whether somebody listens at ``host:port``: Ray itself tries for a quarter of an hour before it gives up."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():  # `auto`, which Ray looks up
+        return True
+    # Ray reads a local host as this node's address, and its server may listen there alone.
+    hosts = [host, ray.util.get_node_ip_address()] if host in ("127.0.0.1", "localhost") else [host.strip("[]")]
+    for one in hosts:
+        with suppress(OSError), socket.create_connection((one, int(port)), timeout=_ANSWER_SECONDS):
+            return True
+    return False
 
 
 def nodes() -> list[Node]:

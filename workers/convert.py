@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import pickle
@@ -13,7 +14,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import save_file
 
-from workers.checkpoint import INDEX_FILE, SINGLE_FILE
+from workers.checkpoint import INDEX_FILE, SINGLE_FILE, pickles
 from workers.errors import ModelError
 
 _PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "consolidated*.pth", "*.pt")
@@ -62,9 +63,8 @@ def converted(folder: Path, cache_dir: Path) -> Path:
         ModelError: as :func:`convert_checkpoint`.
     """
     digest = hashlib.sha256(str(folder.resolve()).encode())
-    for path in _weight_files(folder):
-        if path.exists():
-            digest.update(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}".encode())
+    for path in sorted(folder.iterdir()):  # a tokenizer that was mended counts too
+        digest.update(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}".encode())
     out = cache_dir / "converted" / f"{folder.name}-{digest.hexdigest()[:12]}"
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{out}.lock"):
@@ -78,11 +78,10 @@ def _weight_files(folder: Path) -> list[Path]:
     if index.exists():
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         return [folder / name for name in names]
-    skipped = {"training_args.bin", "optimizer.pt", "scheduler.pt"}
-    for pattern in _PICKLES:
-        found = sorted(p for p in folder.glob(pattern) if p.name not in skipped)
-        if found:
-            return found
+    there = pickles(folder)
+    for pattern in _PICKLES:  # the first kind that there is
+        if found := fnmatch.filter(there, pattern):
+            return [folder / name for name in found]
     return []
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from fitness.findings import Finding, Level
 from workers.ends import token_ids
@@ -16,13 +16,25 @@ _QUESTION, _ANSWER, _NEXT = "What is the capital of France?", "Paris-is-the-answ
 Named = Mapping[str, tuple[int, ...]]
 
 
-def ending(facts: ModelFacts, *, chat_template: str | None = None, stop: Sequence[str] = ()) -> list[Finding]:
+def end_tokens(facts: ModelFacts) -> frozenset[str]:
+    """The tokens that any file of a model names as its end of text: a run stops at those of all its models."""
+    tokenizer = facts.tokenizer
+    if tokenizer is None:
+        return frozenset()
+    ends = {i for ids in _named(facts, tokenizer, "eos").values() for i in ids}
+    return frozenset(token for token, i in tokenizer.vocabulary.items() if i in ends)
+
+
+def ending(
+    facts: ModelFacts, *, chat_template: str | None = None, stop: Sequence[str] = (), others: Collection[str] = ()
+) -> list[Finding]:
     """Checks the end-of-text of one model.
 
     Args:
         facts: the model; nothing is found without a tokenizer, whose absence is a problem of ``facts``.
         chat_template: Jinja text that the run writes conversations with; ``None`` takes the model's own.
         stop: the run's ``generation.stop``.
+        others: tokens that end the answers of the run's other models, and so this one's too.
 
     Returns:
         A finding or more per check: ``special-ids-exist``, ``special-ids-agree``, ``eos-agrees``,
@@ -32,15 +44,16 @@ def ending(facts: ModelFacts, *, chat_template: str | None = None, stop: Sequenc
     if tokenizer is None:
         return []
     named = {role: _named(facts, tokenizer, role) for role in ROLES}
-    ends = {i for ids in named["eos"].values() for i in ids}  # as workers.ends has it
+    own = {i for ids in named["eos"].values() for i in ids}
+    ends = own | {i for token, i in tokenizer.vocabulary.items() if token in others}  # as workers.skeleton has it
     text = _after_answer(tokenizer, chat_template)
     closing = _special_ids(tokenizer, text) if text else []
     return [
         *_exist(facts, tokenizer, named),
         *_agree(facts, tokenizer, named),
-        _eos_agrees(facts, tokenizer, named["eos"], closing),
+        _eos_agrees(facts, tokenizer, named["eos"], ends, closing),
         _answer_begins(facts, tokenizer, chat_template),
-        _turn_ends(facts, tokenizer, ends, text, closing, chat_template, stop),
+        _turn_ends(facts, tokenizer, own, ends, text, closing, chat_template, stop),
         _pad_is_eos(facts, tokenizer, ends, closing),
     ]
 
@@ -56,7 +69,8 @@ def _named(facts: ModelFacts, tokenizer: TokenizerFacts, role: Role) -> dict[str
     token = tokenizer.roles[role][0]
     if facts.rows is not None and tokenizer.vocabulary.get(str(token), 0) >= facts.rows and token not in facts.homeless:
         sources[_TOKENIZER] = None  # transformers' default for the class, which no file names
-    found = {source: token_ids(value) for source, value in sources.items()}
+    # Old conversions write -1 for none.
+    found = {source: tuple(i for i in token_ids(value) if i >= 0) for source, value in sources.items()}
     return {source: ids for source, ids in found.items() if ids}
 
 
@@ -66,17 +80,19 @@ def _exist(facts: ModelFacts, tokenizer: TokenizerFacts, named: Mapping[Role, Na
         f"{role} in {source}": list(ids)
         for role, sources in named.items()
         for source, ids in sources.items()
-        if not all(0 <= i < rows for i in ids)
+        if max(ids) >= rows
     }
     if not missing:
         message = f"All special tokens have one of the {rows} rows of the embedding."
         return [Finding("special-ids-exist", "ok", facts.name, message)]
-    producible = any(0 <= i < rows for ids in named["eos"].values() for i in ids)
+    producible = any(i < rows for ids in named["eos"].values() for i in ids)
     what = ", ".join(f"{where} is {ids}" for where, ids in missing.items())
     message = f"The embedding has {rows} rows (ids 0 to {rows - 1}), and {what}."
     if named["eos"] and not producible:
         message += " The model cannot produce an end-of-text token: every answer runs to the limit."
-    level: Level = "warning" if producible or not named["eos"] else "error"
+    level: Level = "error"
+    if producible or not named["eos"]:  # padding is not seen while answering
+        level = "warning" if any(where.startswith(("bos", "eos")) for where in missing) else "note"
     remedy = "Correct the ids, or resize the embeddings and train the new rows (resize_token_embeddings)."
     return [Finding("special-ids-exist", level, facts.name, message, remedy, missing)]
 
@@ -93,19 +109,26 @@ def _agree(facts: ModelFacts, tokenizer: TokenizerFacts, named: Mapping[Role, Na
     return [Finding("special-ids-agree", "note", facts.name, f"Files disagree: {what}.", evidence=evidence)]
 
 
-def _eos_agrees(facts: ModelFacts, tokenizer: TokenizerFacts, named: Named, closing: Sequence[int]) -> Finding:
-    """transformers' generate stops at generation_config.json alone, or at config.json where that names nothing."""
+def _eos_agrees(
+    facts: ModelFacts, tokenizer: TokenizerFacts, named: Named, ends: set[int], closing: Sequence[int]
+) -> Finding:
+    """transformers' generate stops at generation_config.json alone, or at config.json where that names nothing.
+
+    A run stops at whatever any of the files names, and its export says so: where that is what the chat template closes
+    an answer with, a disagreement concerns other tools only.
+    """
+    level: Level = "note" if closing and closing[0] in ends else "warning"
     evidence = {source: list(ids) for source, ids in named.items()}
     if not named:
         message = "Neither tokenizer nor configs name an end-of-text token: every answer runs to the limit."
         remedy = 'Set eos_token in tokenizer_config.json and "eos_token_id" in generation_config.json.'
-        return Finding("eos-agrees", "error", facts.name, message, remedy)
+        return Finding("eos-agrees", "warning" if ends else "error", facts.name, message, remedy)
     source = next((s for s in (_GENERATION, _CONFIG) if s in named), None)
     if source is None:
         message = f"Only the tokenizer names an end-of-text token, {_tokens(tokenizer, named[_TOKENIZER])}; "
         message += "transformers' generate, which reads the configs alone, does not stop at it."
         remedy = f'Set "eos_token_id": {sorted(named[_TOKENIZER])} in generation_config.json.'
-        return Finding("eos-agrees", "warning", facts.name, message, remedy, evidence)
+        return Finding("eos-agrees", level, facts.name, message, remedy, evidence)
     stops, own = named[source], named.get(_TOKENIZER, ())
     if own and set(own) <= set(stops):
         message = f"{_tokens(tokenizer, own)} ends texts, and generation stops at it ({source})."
@@ -120,7 +143,7 @@ def _eos_agrees(facts: ModelFacts, tokenizer: TokenizerFacts, named: Named, clos
         return Finding("eos-agrees", "warning", facts.name, message, remedy, evidence)
     message = f"{what} Training ends texts with the tokenizer's; tools that follow {source} do not stop at it."
     remedy = f'Set "eos_token_id": {sorted({*own, *stops})} in generation_config.json.'
-    return Finding("eos-agrees", "warning", facts.name, message, remedy, evidence)
+    return Finding("eos-agrees", level, facts.name, message, remedy, evidence)
 
 
 def _answer_begins(facts: ModelFacts, tokenizer: TokenizerFacts, template: str | None) -> Finding:
@@ -129,7 +152,8 @@ def _answer_begins(facts: ModelFacts, tokenizer: TokenizerFacts, template: str |
     turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     try:
         asked = tokenizer.render(turns[:1], template=template, prompt=True)
-        answered = tokenizer.render(turns, template=template)
+        # Followed by another question: before a last answer, templates of thinking models write an empty thought.
+        answered = tokenizer.render([*turns, {"role": "user", "content": _NEXT}], template=template)
     except ModelError:  # workers.template_checks says so
         return Finding(check, "note", name, "No chat template that writes an answer: where one begins cannot be told.")
     before, found, _ = answered.rpartition(_ANSWER)
@@ -145,6 +169,7 @@ def _answer_begins(facts: ModelFacts, tokenizer: TokenizerFacts, template: str |
 def _turn_ends(
     facts: ModelFacts,
     tokenizer: TokenizerFacts,
+    own: set[int],
     ends: set[int],
     text: str | None,
     closing: Sequence[int],
@@ -155,9 +180,15 @@ def _turn_ends(
     if text is None:
         return Finding(check, "note", name, "No chat template that writes an answer: what closes one cannot be told.")
     evidence = {"after_answer": text, "closing": list(closing), "ends": sorted(ends)}
-    if closing and closing[0] in ends:
+    if closing and closing[0] in own:
         message = f"The chat template closes an answer with {_tokens(tokenizer, closing[:1])}, which ends generation."
         return Finding(check, "ok", name, message, evidence=evidence)
+    if closing and closing[0] in ends:
+        message = (
+            f"The chat template closes an answer with {_tokens(tokenizer, closing[:1])}, which only another model "
+        )
+        message += "of the run names as an end: the run stops at it, this model by itself does not."
+        return Finding(check, "note", name, message, evidence=evidence)
     if ends.intersection(closing):
         late = next(i for i in closing if i in ends)
         message = f"The chat template writes {text!r} after an answer; generation ends only at its "
@@ -169,9 +200,10 @@ def _turn_ends(
         message += f"{_tokens(tokenizer, sorted(ends)) or 'nothing'}, so answers run on into further turns."
         remedy = f'Set "eos_token_id": {sorted({closing[0], *ends})} in generation_config.json.'
         return Finding(check, "error", name, message, remedy, evidence)
-    between = (_between_turns(tokenizer, template) or text).strip()
+    between = _between_turns(tokenizer, template) or text
     if any(one in between for one in stop):
         return Finding(check, "ok", name, "generation.stop holds the text that follows an answer.", evidence=evidence)
+    between = between.strip()
     if between:
         message = f"No special token closes an answer, only text: {between!r}. The model learns to write on."
         remedy = f"Set generation.stop: [{between.splitlines()[0]!r}], or write eos_token after each answer."

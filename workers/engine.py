@@ -276,7 +276,8 @@ def count_workers(config: WorkersConfig, *, reserved_gpus: float = 0.0) -> int:
             "and a cluster's size can change."
         )
     per_worker = config.gpus_per_worker or config.tensor_parallel_size
-    return max(1, int((torch.cuda.device_count() - reserved_gpus) / per_worker))
+    left = torch.cuda.device_count() - reserved_gpus
+    return max(1, int(left / per_worker + 1e-9))  # (1 - 0.4) / 0.2 is 2.9999999999999996
 
 
 def gpus_per_worker(config: WorkersConfig) -> float:

@@ -68,10 +68,6 @@ def _together(stated: dict[str, list[str]]) -> Finding:
         message += " It forbids derived works; ask its owner whether a merge is one."
         remedy = "Replace this parent, or ask its owner before the merge leaves your machine."
         return Finding("licences", "warning", WHERE, message, remedy, evidence)
-    if strictest > _COMMUNITY and ranked[0][0] < strictest:
-        message += f" The others are wider: {', '.join(one for _, one in ranked[:-1])}."
-        remedy = f"Read {licence} before you pass the merge on or earn money with it, or replace {models}."
-        return Finding("licences", "warning", WHERE, message, remedy, evidence)
     if strictest > _PERMISSIVE:
         if len(ranked) > 1:
             message += f" Others: {', '.join(one for _, one in ranked[:-1])}."

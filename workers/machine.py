@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 
 from workers.errors import EngineSetupError
 
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,32 @@ def _units(amount: float) -> int:
 def _memory_bytes() -> int:
     """Physical memory, or less where a container or a batch job has a limit."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for name in _CGROUP_LIMITS:
+    for path in _limits():
         try:
-            text = Path(name).read_text(encoding="ascii").strip()
+            text = path.read_text(encoding="ascii").strip()
         except OSError:
             continue
         sizes += [int(text)] if text.isdigit() and int(text) > 0 else []
     return min(sizes)
+
+
+def _limits() -> Iterator[Path]:
+    """Files that may limit the memory of this process: of its control group, and of every one above it.
+
+    https://www.kernel.org/doc/html/latest/admin-guide/cgroup-v2.html, and v1 where that is mounted.
+    """
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:  # 0::/path, or 4:memory:/path
+        _, controllers, name = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root = _CGROUPS / controllers
+        file = "memory.limit_in_bytes" if controllers else "memory.max"
+        group = root / name.lstrip("/")
+        yield from (one / file for one in (group, *group.parents) if one.is_relative_to(root))
 
 
 def _smallest_gpu_bytes() -> int:

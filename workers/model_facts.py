@@ -18,12 +18,10 @@ from huggingface_hub.repocard import metadata_load
 from transformers import AutoConfig
 
 from fitness.findings import Finding
-from workers.checkpoint import INDEX_FILE, SINGLE_FILE, TOKENIZER_FILES, Checkpoint, Tensor
+from workers.checkpoint import INDEX_FILE, SINGLE_FILE, TOKENIZER_FILES, Checkpoint, Tensor, pickles
 from workers.errors import ModelError, last_line
 from workers.tokenizer_facts import TokenizerFacts, read_tokenizer
 
-_PICKLES = ("*.bin", "*.pt", "*.pth")
-_NO_WEIGHTS = {"training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin", "scheduler.bin"}
 _EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$")
 
 
@@ -137,7 +135,7 @@ def read_facts(name: str, folder: Path) -> ModelFacts:
         generation=generation,
         tokenizer=tokenizer,
         tensors=_tensors(name, folder, problems),
-        pickles=_pickles(folder),
+        pickles=pickles(folder),
         remote_code=remote,
         card=_card(folder, problems),
         problems=tuple(problems),
@@ -209,7 +207,7 @@ def _tokenizer(name: str, folder: Path, problems: list[Finding]) -> TokenizerFac
 
 def _tensors(name: str, folder: Path, problems: list[Finding]) -> dict[str, Tensor]:
     if not (folder / SINGLE_FILE).exists() and not (folder / INDEX_FILE).exists():
-        if not _pickles(folder):  # those are a finding of their own
+        if not pickles(folder):  # those are a finding of their own
             message = f"{folder} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}."
             problems.append(_problem(name, message, "Fetch the model again, with its weights."))
         return {}
@@ -220,11 +218,6 @@ def _tensors(name: str, folder: Path, problems: list[Finding]) -> dict[str, Tens
     except (TypeError, AttributeError) as error:
         problems.append(_problem(name, f"{folder / INDEX_FILE} is damaged ({error}).", "Fetch the model again."))
     return {}
-
-
-def _pickles(folder: Path) -> tuple[str, ...]:
-    found = {path.name for pattern in _PICKLES for path in folder.glob(pattern)}
-    return tuple(sorted(found - _NO_WEIGHTS))
 
 
 def _card(folder: Path, problems: list[Finding]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 from transformers import AutoConfig
 
-from workers.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from workers.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, pickles
 from workers.convert import converted
 from workers.errors import ModelError
 from workers.lora import merge_adapter
@@ -82,7 +82,7 @@ class Architecture:
 
 
 def resolve_parents(
-    names: Sequence[str], *, cache_dir: Path, root: Path, pickles: Collection[str] = ()
+    names: Sequence[str], *, cache_dir: Path, root: Path, allow_pickles: Collection[str] = ()
 ) -> dict[str, Parent]:
     """Local folders for the models that the user named.
 
@@ -91,7 +91,7 @@ def resolve_parents(
             or ``base+adapter`` of either.
         cache_dir: where merged LoRA adapters and lock files are kept; hub downloads go to the hub's own cache.
         root: what relative folders are relative to.
-        pickles: those of the names whose pickled weights are converted rather than refused; local folders only.
+        allow_pickles: those of the names whose pickled weights are converted rather than refused; local folders only.
 
     Returns:
         A parent per distinct name, in the order given.
@@ -105,7 +105,7 @@ def resolve_parents(
             continue
         base, plus, adapter = name.partition("+")
         if not plus or (root / name).is_dir():
-            folder = _model_folder(name, root, cache_dir, pickles=name in pickles)
+            folder = _model_folder(name, root, cache_dir, convert=name in allow_pickles)
             parents[name] = Parent(name, folder, lora=False)
             continue
         base_folder = _model_folder(base, root, cache_dir)
@@ -268,7 +268,7 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return shape[:axis] + shape[axis + 1 :]
 
 
-def _model_folder(name: str, root: Path, cache_dir: Path, *, pickles: bool = False) -> Path:
+def _model_folder(name: str, root: Path, cache_dir: Path, *, convert: bool = False) -> Path:
     """The folder of a model with weights that can be read safely."""
     folder = _locate(name, root, cache_dir)
     config = Checkpoint(name, folder).config
@@ -285,9 +285,8 @@ def _model_folder(name: str, root: Path, cache_dir: Path, *, pickles: bool = Fal
         )
     if (folder / SINGLE_FILE).exists() or (folder / INDEX_FILE).exists():
         return folder
-    found = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-    found = [p for p in found if p not in ("training_args.bin", "optimizer.pt", "scheduler.pt")]
-    if found and pickles:
+    found = pickles(folder)
+    if found and convert:
         return converted(folder, cache_dir)
     if found:
         raise ModelError(

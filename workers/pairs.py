@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -81,13 +81,23 @@ def families(names: Sequence[str], fits: Mapping[Pair, PairFit]) -> list[list[st
     return found
 
 
-def alone_findings(one: ModelFacts, *, chat_template: str | None = None) -> list[Finding]:
+def alone_findings(
+    one: ModelFacts,
+    *,
+    allow_remote_code: Collection[str] = (),
+    chat_template: str | None = None,
+    stop: Sequence[str] = (),
+) -> list[Finding]:
     """What can be said of a model by itself: its folder, its end of text, its licence.
 
     Args:
         one: the model.
+        allow_remote_code: names of models that may bring code of their own. It is never run here.
         chat_template: Jinja text that conversations are written with; ``None`` takes the model's own.
+        stop: texts before which an answer ends.
     """
-    own = parents_fit([one], None, tokenizer_source=None, chat_template=chat_template)
+    own = parents_fit(
+        [one], None, tokenizer_source=None, allow_remote_code=allow_remote_code, chat_template=chat_template
+    )
     template = chat_template or (one.tokenizer.chat_template if one.tokenizer else None)
-    return [*own, *ending(one, chat_template=template), *licences([one])]
+    return [*own, *ending(one, chat_template=template, stop=stop), *licences([one])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fitness.findings import Finding
+from fitness.findings import Finding, Level
 from workers.comparison import WHERE, some
 from workers.errors import ModelError
 from workers.model_facts import ModelFacts
@@ -50,9 +50,13 @@ def chat_templates(members: Sequence[ModelFacts], base: ModelFacts | None, chose
         return
     first, *others = written
     differing = [name for name in others if written[name].split() != written[first].split()]
+    # A template that was chosen and is that of one parent is meant; one that is nobody's looks like a mistake.
+    level: Level = "note" if chosen is not None and len(differing) < len(others) else "warning"
+    if chosen is not None:
+        remedy = "Leave chat.template out, or choose the one that the parents were trained with."
     for name in differing:
         message = f"Writes a conversation otherwise than {first}, with whose template all are asked."
-        yield Finding("chat-template", "warning", name, message, remedy, {first: written[first], name: written[name]})
+        yield Finding("chat-template", level, name, message, remedy, {first: written[first], name: written[name]})
     if not differing:
         spaces = [name for name in others if written[name] != written[first]]
         if spaces:

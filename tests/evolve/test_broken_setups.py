@@ -516,7 +516,7 @@ def _(run: Run) -> None:
     card(run.two, "cc-by-nc-nd-4.0")
 
 
-@broken("a parent not for commerce", "licences", "warning", "genome.models", "Read cc-by-nc-4.0")
+@broken("a parent not for commerce", "licences", "note", "genome.models", "cc-by-nc-4.0")
 def _(run: Run) -> None:
     card(run.base, "mit")
     card(run.two, "cc-by-nc-4.0")
@@ -589,18 +589,18 @@ def _(run: Run) -> None:
 # The end of an answer.
 
 
-@broken("generation does not stop at the end token", "eos-agrees", "warning", "one", '"eos_token_id": [1, 5]')
+@broken("generation does not stop at the end token", "eos-agrees", "note", "one", '"eos_token_id": [1, 5]')
 def _(run: Run) -> None:
     edit(run.one / "generation_config.json", eos_token_id=5)
 
 
-@broken("no config names an end token", "eos-agrees", "warning", "two", '"eos_token_id": [1]')
+@broken("no config names an end token", "eos-agrees", "note", "two", '"eos_token_id": [1]')
 def _(run: Run) -> None:
     edit(run.two / "generation_config.json", "eos_token_id")
     edit(run.two / "config.json", eos_token_id=None)
 
 
-@broken("no file names an end token", "eos-agrees", "error", "one", "runs to the limit", also="turn-ends pad-is-eos")
+@broken("no file names an end token", "eos-agrees", "warning", "one", "runs to the limit", also="turn-ends pad-is-eos")
 def _(run: Run) -> None:
     edit(run.one / "generation_config.json", "eos_token_id")
     edit(run.one / "config.json", eos_token_id=None)

@@ -314,6 +314,19 @@ def test_a_tokenizer_source_that_is_a_folder_becomes_absolute(tmp_path: Path) ->
     assert load_config(write(tmp_path, data)).genome.tokenizer_source == str(tmp_path / "child")
 
 
+@pytest.mark.parametrize("key", ["allow_pickles", "allow_remote_code"])
+def test_what_is_allowed_is_named_as_the_models_are(tmp_path: Path, key: str) -> None:
+    for name in ("old", "adapter"):
+        (tmp_path / name).mkdir()
+    models = ["old", "org/model", "old+adapter", "./old"]
+    data = changed("genome.models", models)
+    data["genome"][key] = models
+    genome = load_config(write(tmp_path, data)).genome
+    assert getattr(genome, key) == genome.models
+    assert genome.models[0] == str(tmp_path / "old")
+    assert parse_config(MINIMAL, source="run.yaml").genome.model_dump()[key] == ()
+
+
 @pytest.mark.parametrize(
     ("url", "expected"),
     [

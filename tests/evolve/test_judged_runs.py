@@ -155,7 +155,7 @@ def test_a_judge_that_cannot_be_asked_ends_the_run_before_an_engine_starts(
         assert ended == code
         assert "asking the judge one question" in out
         assert "starting" not in out
-        assert err.startswith("error: fitness.judge: " if code == 2 else "stopped: fitness.judge: ")
+        assert ("error: fitness.judge: " if code == 2 else "stopped: fitness.judge: ") in err
         assert said in err
         assert err.count("the judge's server") == 1
         assert "Traceback" not in out + err
@@ -392,8 +392,8 @@ def test_a_run_with_a_local_judge_finishes_and_says_what_it_is(
     assert done.returncode == 0, done.stderr
     assert "starting the local judge small-judge" in done.stdout
     shown = place.show("r")
-    (warning,) = shown["warnings"]
-    assert warning.startswith(caution)
+    assert shown["warnings"][0].startswith(caution)
+    assert all(one.startswith("few-prompts") for one in shown["warnings"][1:])
     (judge,) = shown["judges"]
     assert judge["answers_as"].startswith("small-judge@")
     assert (judge["calls"], judge["usd"]) == (0, 0.0)

@@ -91,10 +91,11 @@ def test_community_licences_and_copyleft_are_notes(found: Cards) -> None:
     assert found("license: gpl-3.0", "license: gpl-3.0")[0].level == "note"
 
 
-def test_non_commercial_among_others_is_a_warning(found: Cards) -> None:
+def test_non_commercial_among_others_is_a_note_that_names_both(found: Cards) -> None:
     (one,) = found("license: apache-2.0", "license: cc-by-nc-4.0")
-    assert one.level == "warning"
-    assert "cc-by-nc-4.0" in one.remedy
+    assert one.level == "note"  # the search works all the same
+    assert "cc-by-nc-4.0 (no commercial use)" in one.message
+    assert "apache-2.0" in one.message
     assert found("license: cc-by-nc-4.0", "license: cc-by-nc-4.0")[0].level == "note"
 
 

@@ -142,6 +142,77 @@ def test_a_pickle_with_code_is_not_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture
+def pickled(llama: Any, tmp_path: Path) -> Path:
+    """A model whose weights are one pickle."""
+    folder = tmp_path / "old"
+    shutil.copytree(llama.one, folder, ignore=shutil.ignore_patterns("model*.safetensors*"))
+    tensors = {name: t for path in Path(llama.one).glob("*.safetensors") for name, t in load_file(path).items()}
+    torch.save(tensors, folder / "pytorch_model.bin")
+    return folder
+
+
+def allow(tmp_path: Path, *names: str) -> Path:
+    """The folder of ``old`` where these names may be pickles."""
+    return resolve_parents(["old"], cache_dir=tmp_path / "cache", root=tmp_path, allow_pickles=names)["old"].folder
+
+
+def test_pickles_that_are_allowed_are_converted_once_into_the_cache(llama: Any, pickled: Path, tmp_path: Path) -> None:
+    before = sorted(path.name for path in pickled.iterdir())
+    folder = allow(tmp_path, "old")
+    assert folder.is_relative_to(tmp_path / "cache")
+    assert not list(folder.glob("*.bin"))
+    check_compatible([Parent("old", folder, lora=False), Parent("one", Path(llama.one), lora=False)])
+    original = {name: t for path in Path(llama.one).glob("*.safetensors") for name, t in load_file(path).items()}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert torch.equal(tensor, original[name])
+    assert sorted(path.name for path in pickled.iterdir()) == before
+    written = (folder / "model.safetensors").stat()
+    assert allow(tmp_path, "old") == folder
+    again = (folder / "model.safetensors").stat()
+    assert (again.st_ino, again.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+
+
+def test_pickles_that_are_not_named_are_refused_with_the_command(pickled: Path, tmp_path: Path) -> None:
+    for names in ((), ("older",), (str(pickled),)):
+        with pytest.raises(ModelError, match=r"model 'old' stores its weights as Python pickles.*evolve convert"):
+            allow(tmp_path, *names)
+    assert not (tmp_path / "cache" / "converted").exists()
+
+
+def test_pickles_that_have_changed_are_converted_anew(pickled: Path, tmp_path: Path) -> None:
+    first = allow(tmp_path, "old")
+    tensors = torch.load(pickled / "pytorch_model.bin", weights_only=True)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
+    torch.save(tensors, pickled / "pytorch_model.bin")
+    second = allow(tmp_path, "old")
+    assert second != first
+    assert torch.equal(load_file(second / "model.safetensors")["model.norm.weight"], tensors["model.norm.weight"])
+
+
+def test_a_tokenizer_that_was_mended_beside_pickles_is_taken(pickled: Path, tmp_path: Path) -> None:
+    allow(tmp_path, "old")
+    (pickled / "chat_template.jinja").write_text("mended")
+    assert (allow(tmp_path, "old") / "chat_template.jinja").read_text() == "mended"
+
+
+def test_a_pickle_with_code_is_refused_though_it_is_allowed(
+    pickled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": _Harmful()}, pickled / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="something else than tensors"):
+        allow(tmp_path, "old")
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_safetensors_are_taken_where_there_are_pickles_too(llama: Any, pickled: Path, tmp_path: Path) -> None:
+    for path in Path(llama.one).glob("model*.safetensors*"):
+        shutil.copy(path, pickled)
+    assert allow(tmp_path, "old") == allow(tmp_path) == pickled
+
+
 def test_parents_of_one_family_are_compatible(family: Any) -> None:
     check_compatible(family.parents)
 
