@@ -35,7 +35,8 @@ def checked(
     if errors or (warnings and not force):
         counts = [f"{len(some)} {name}(s)" for name, some in (("error", errors), ("warning", warnings)) if some]
         lines = [f"{source}: {' and '.join(counts)}, nothing was started."]
-        lines += [f"  {one.level} {one.check}: {_line(one, report.names)} {one.remedy}" for one in (*errors, *warnings)]
+        for one in (*errors, *warnings):
+            lines.append(f"  {one.level} {one.check}: {_line(one, report.names)} {_remedy(one)}")
         insist = "" if errors else " To start in spite of the warnings, which the run will record: --force."
         raise ConfigError("\n".join([*lines, f"See everything: evolve check {source}.{insist}"]))
     for one in warnings:
@@ -47,3 +48,9 @@ def _line(finding: Finding, names: Mapping[str, str]) -> str:
     message = finding.message if finding.message.endswith((".", "?", "!")) else f"{finding.message}."
     # What prepare() refuses says where by itself.
     return shortened(message if finding.where in message else f"{finding.where}: {message}", names)
+
+
+def _remedy(finding: Finding) -> str:
+    """A sentence, behind another one."""
+    text = finding.remedy[:1].upper() + finding.remedy[1:]
+    return text if text.endswith((".", "?", "!")) else f"{text}."

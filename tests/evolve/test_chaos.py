@@ -88,7 +88,8 @@ def test_a_run_resumed_on_another_processor_finishes_with_a_warning(
 
     second = evolve(tmp_path, "resume", "moved", env=with_kernel(other))
     assert second.returncode == 0, second.stderr + second.stdout
-    (warning,) = json.loads(evolve(tmp_path, "show", "moved", "--json").stdout)["warnings"]
+    warnings = json.loads(evolve(tmp_path, "show", "moved", "--json").stdout)["warnings"]
+    (warning,) = [one for one in warnings if not one.startswith(("few-prompts", "answers-end"))]
     for text in (warning, " ".join(second.stdout.split())):
         assert f"blas {one} -> {other}" in text
     rows = history(tmp_path)
