@@ -51,7 +51,9 @@ def ask_all(prepared: Prepared, report: Report, *, prompts: int, wanted: float, 
         report.findings.append(Finding("judge-answers", "error", "fitness.judge", str(error), remedy))
         return
     decide = len(prepared.prompts["validation"])
-    report.findings += score_findings(scored, validation_prompts=decide, wanted=wanted, caveat=_caveat(config))
+    report.findings += score_findings(
+        scored, prepared.scoring.terms, validation_prompts=decide, wanted=wanted, caveat=_caveat(config)
+    )
     report.findings += _spent(scored)
     needed = disk_bytes(prepared, prepared.plan.total_evaluations)
     report.estimate = estimate(prepared, found, scored, disk_bytes=needed)

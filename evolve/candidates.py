@@ -17,13 +17,14 @@ from evolve.candidate_answers import ask_candidates
 from evolve.config import RunConfig
 from evolve.parent_checks import own_template
 from evolve.probe import Asked
-from evolve.probe_findings import answer_facts
+from evolve.probe_findings import answer_facts, ending_findings
 from evolve.probe_scores import Marks
 from evolve.resources import cache_dir, configs_dir
 from evolve.short_names import short_names
 from fitness.chat import read_template
 from fitness.errors import JudgeStopped, UserMistake
-from fitness.findings import Finding
+from fitness.findings import Finding, worst
+from workers.licences import licences
 from workers.model_facts import ModelFacts, read_facts
 from workers.models import Parent, resolve_parents
 from workers.pairs import Pair, PairFit, alone_findings, families, pair_fits
@@ -61,6 +62,10 @@ class Candidates:
     asked: dict[str, Asked] = field(default_factory=dict)
     marks: dict[str, Marks] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+
+    def sound(self, name: str) -> bool:
+        """Whether nothing is so wrong with a model by itself that it cannot be merged."""
+        return worst(self.alone[name]) != "error"
 
     def fit(self, a: str, b: str) -> PairFit:
         """How two models fit."""
@@ -157,20 +162,37 @@ def compare_candidates(
         own = spoken is not None and spoken.chat_template is not None
         # As in a run: who has no template is asked with that of the first who has one.
         found.alone[name] = _alone(facts[name], config, template or (None if own else fallback))
+    found.findings += licences([facts[name] for name in found.names])
     source = config.genome.tokenizer_source if config else None
     found.fits = pair_fits(list(facts.values()), tokenizer_source=source)
-    sound = [name for name in found.names if not any(one.level == "error" for one in found.alone[name])]
+    sound = [name for name in found.names if found.sound(name)]
     found.families = families(sound, found.fits)
     if weights:
         say("comparing the weights")
         compared = [_vectors(kind, found, parents) for kind in found.families]
         found.vectors = [one for one in compared if one is not None]
-        found.findings += [one for several in found.vectors for one in several.findings if one.level != "ok"]
+        for finding in (one for several in found.vectors for one in several.findings if one.level != "ok"):
+            _file(finding, found)
     if ask and config is not None:
         with found.catching("answers-scored", "the config"):
             asked, marks = ask_candidates(found.families, parents, config, template=template, count=prompts, say=say)
             found.asked, found.marks = {one.model: one for one in asked}, {one.model: one for one in marks}
+            for name, one in found.asked.items():
+                found.alone[name] += ending_findings([one], found.alone[name])
     return found
+
+
+def _file(finding: Finding, found: Candidates) -> None:
+    """A finding on two models goes to their fit, one on a model to this model, another to the whole."""
+    models = finding.evidence.get("models", ())
+    if len(models) == 2 and all(one in found.names for one in models):
+        old = found.fit(*models)
+        findings = (*old.findings, finding)
+        found.fits[frozenset(models)] = PairFit(worst(findings), findings)
+    elif finding.where in found.names:
+        found.alone[finding.where].append(finding)
+    else:
+        found.findings.append(finding)
 
 
 def _spelt_out(name: str) -> str:

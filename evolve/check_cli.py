@@ -30,7 +30,8 @@ check_app = typer.Typer(
     name="check",
     cls=_ConfigByDefault,
     no_args_is_help=True,
-    help="Find what is wrong before the first expensive step: evolve check CONFIG, check labels, check parents.",
+    help="Find what is wrong before the first expensive step: evolve check CONFIG (its options: evolve check config "
+    "--help), evolve check labels, evolve check parents.",
 )
 
 
@@ -47,6 +48,7 @@ def check_config(
         float, typer.Option(min=1e-6, help="The gain in fitness that the run is to show: how many prompts it takes.")
     ] = 0.05,
     runs_dir: RunsDir = RUNS,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also say what is in order.")] = False,
     as_json: Json = False,
 ) -> None:
     """Find what is wrong with parents, prompts, settings and judge before the first expensive step."""
@@ -65,13 +67,13 @@ def check_config(
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        Console().print(check_table(report))
+        Console().print(check_table(report, verbose=verbose))
     _end(report.findings)
 
 
 @check_app.command()
 def labels(
-    model: Annotated[Path, typer.Option("--model", help="Folder of the model that was or will be fine-tuned.")],
+    model: Annotated[Path, typer.Option("--model", help="The model that was or will be fine-tuned.")],
     data: Annotated[Path, typer.Option("--data", help="The fine-tuning file: JSONL in OpenAI's chat format.")],
     as_json: Json = False,
 ) -> None:

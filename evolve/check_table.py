@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from types import MappingProxyType
 
@@ -21,33 +21,45 @@ from fitness.findings import LEVELS, Finding
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
 
 
-def check_table(report: Report) -> RenderableType:
-    """Findings with their remedies, then what the run will need, then the count."""
-    counts = Counter(finding.level for finding in report.findings)
-    lines = [", ".join(f"{counts[level]} {level}" for level in reversed(LEVELS) if counts[level])]
-    if counts["error"]:
-        lines.append("With errors a run cannot work, or would certainly be wasted.")
-    if counts["error"] or counts["warning"]:
-        lines.append(
-            "evolve run repeats what needs no engine: errors end it, warnings too, unless --force has them recorded."
-        )
-    parts: list[RenderableType] = [findings_table(report.findings, report.names)]
-    parts += [
-        conversations(one, report.names) for one in report.findings if one.check == "chat-template" and one.evidence
-    ]
+# What a reader came for is told also where it is in order.
+_TOLD = ("answers-end", "answers-scored", "answers-language", "judge-answers", "judge-cost", "power", "memory")
+
+
+def check_table(report: Report, *, verbose: bool = False) -> RenderableType:
+    """Findings with their remedies, then what the run will need, then the count.
+
+    Args:
+        report: what was found.
+        verbose: also a row for everything that is in order.
+    """
+    told = [one for one in report.findings if verbose or one.level != "ok" or one.check in _TOLD]
+    parts: list[RenderableType] = [findings_table(told, report.names)]
+    if quiet := list(dict.fromkeys(one.check for one in report.findings if one not in told)):
+        parts.append(Text(f"In order (--verbose says more): {', '.join(quiet)}.", style=STYLES["ok"]))
+    written = [one for one in report.findings if one.check == "chat-template" and one.evidence]
+    parts += [conversations(one, report.names) for one in written]
     if report.vectors is not None and report.vectors.total is not None:
         parts.append(vectors_table(report.vectors, report.names))
-    if report.plan is not None:
-        plan = report.plan
-        parts.append(
-            Text(
-                f"The plan: {plan.search_evaluations} evaluations in {plan.generations} generations of {plan.popsize}, "
-                f"{plan.total_evaluations} with parents, baselines and finalists (evolve plan says more)."
-            )
+    return Group(*parts, *map(Text, _closing(report)))
+
+
+def _closing(report: Report) -> Iterator[str]:
+    """The plan, what the run will need, the count, and what follows from it."""
+    if (plan := report.plan) is not None:
+        yield (
+            f"The plan: {plan.search_evaluations} evaluations in {plan.generations} generations of {plan.popsize}, "
+            f"{plan.total_evaluations} with parents, baselines and finalists (evolve plan says more)."
         )
+    counts = Counter(finding.level for finding in report.findings)
     if report.estimate is not None:
-        parts.append(Text(_needs(report.estimate)))
-    return Group(*parts, *map(Text, lines))
+        yield _needs(report.estimate)
+    elif not counts["error"]:
+        yield "Answers, time and what the prompts can show were not looked at (--no-probe)."
+    yield ", ".join(f"{counts[level]} {level}" for level in reversed(LEVELS) if counts[level])
+    if counts["error"]:
+        yield "With errors a run cannot work, or would certainly be wasted; what builds on them was not checked."
+    if counts["error"] or counts["warning"]:
+        yield "evolve run repeats what needs no engine: errors end it, warnings too, unless --force has them recorded."
 
 
 def findings_table(findings: Sequence[Finding], names: Mapping[str, str] = MappingProxyType({})) -> Table:
@@ -60,7 +72,7 @@ def findings_table(findings: Sequence[Finding], names: Mapping[str, str] = Mappi
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")  # a path that is cut is of no use
     for finding in sorted(findings, key=lambda one: LEVELS.index(one.level)):
         table.add_row(Text(finding.level, style=STYLES[finding.level]), finding.check, _said(finding, names))
     return table

@@ -9,7 +9,7 @@ from typing import Any
 from evolve.probe import RUN, Asked, Probe
 from fitness import measures
 from fitness.answer_language import language_findings
-from fitness.findings import Finding, Level
+from fitness.findings import Finding
 from fitness.prompt_checks import truncation_findings
 from fitness.prompts import Prompt
 from fitness.writing import writing
@@ -44,7 +44,7 @@ def probe_findings(
     answers = {one.model: one.responses for one in own}
     limit = own[0].generation.max_new_tokens if own else 0
     return [
-        *(finding for one in probe.asked for finding in _of(one, known)),
+        *ending_findings(probe.asked, known),
         *truncation_findings(answers, max_new_tokens=limit),
         *language_findings(answers, prompts, wanted=language),
     ]
@@ -66,7 +66,17 @@ def answer_facts(asked: Asked) -> dict[str, Any]:
     }
 
 
-def _of(asked: Asked, known: Sequence[Finding]) -> list[Finding]:
+def ending_findings(asked: Sequence[Asked], known: Sequence[Finding]) -> list[Finding]:
+    """Whether models end their answers, and do not loop; per model and setting.
+
+    Args:
+        asked: what they answered.
+        known: what was found before, which may explain it.
+    """
+    return [finding for one in asked for finding in _ending(one, asked, known)]
+
+
+def _ending(asked: Asked, all_asked: Sequence[Asked], known: Sequence[Finding]) -> list[Finding]:
     where = asked.model
     if asked.failure is not None or not asked.responses:
         text = f"It does not answer under {asked.settings}: {asked.failure}."
@@ -74,23 +84,23 @@ def _of(asked: Asked, known: Sequence[Finding]) -> list[Finding]:
             return [Finding("parents-answer", "note", where, text)]
         return [Finding("parents-answer", "error", where, text, "Leave this parent out, or mend its weights.")]
     evidence = answer_facts(asked)
-    ended, loops = evidence["ended"], evidence["looping"]
     text = (
-        f"Under {asked.settings} ({asked.generation.max_new_tokens} tokens at most) {ended:.0%} of "
-        f"{len(asked.responses)} answers end by themselves, {loops:.0%} loop; "
-        f"{evidence['mean_chars']:.0f} characters on average, "
-        f"{asked.tokens_per_second:.0f} tokens per second."
+        f"Under {asked.settings} ({asked.generation.max_new_tokens} tokens at most) {evidence['ended']:.0%} of "
+        f"{len(asked.responses)} answers end by themselves, {evidence['looping']:.0%} loop; "
+        f"{evidence['mean_chars']:.0f} characters on average, {asked.tokens_per_second:.0f} tokens per second."
     )
-    if ended < ENDED_LEAST or loops > _LOOPING_MOST:
-        level: Level = "warning" if asked.settings == RUN else "note"
-        return [Finding("answers-end", level, where, f"{text} {_cause(asked, known)}", _REMEDY, evidence)]
-    return [Finding("answers-end", "ok", where, text, evidence=evidence)]
-
-
-_REMEDY = (
-    "Look at its fine-tuning data (evolve check labels), raise generation.max_new_tokens if answers are long but end "
-    "under the longer preset, or replace this parent: its merges inherit this."
-)
+    if evidence["ended"] >= ENDED_LEAST and evidence["looping"] <= _LOOPING_MOST:
+        return [Finding("answers-end", "ok", where, text, evidence=evidence)]
+    if asked.settings != RUN:
+        return [Finding("answers-end", "note", where, text, evidence=evidence)]
+    limit = asked.generation.max_new_tokens
+    longer = [
+        one for one in all_asked if one.model == where and one.generation.max_new_tokens > limit and one.responses
+    ]
+    remedy = "Look at its fine-tuning data (evolve check labels), or replace this parent: its merges inherit this."
+    if any(answer_facts(one)["ended"] >= ENDED_LEAST for one in longer):
+        remedy = "Raise generation.max_new_tokens: with more room its answers end."
+    return [Finding("answers-end", "warning", where, f"{text} {_cause(asked, known)}", remedy, evidence)]
 
 
 def _cause(asked: Asked, known: Sequence[Finding]) -> str:

@@ -12,6 +12,7 @@ from evolve.probe import Asked
 from fitness.aggregate import Fitness, aggregate, prompt_means
 from fitness.errors import ScoringFailed
 from fitness.findings import Finding
+from fitness.metrics import Term
 from fitness.power import Noise, paired_noise, power_finding
 from fitness.scores import Score
 from fitness.spending import Spent
@@ -74,17 +75,32 @@ def score_answers(asked: Sequence[Asked], stage: Judging, *, min_scored_share: f
     return Scored(marks, seconds, {name: judge.spent.since(before[name]) for name, judge in stage.judges.items()})
 
 
-def score_findings(scored: Scored, *, validation_prompts: int, wanted: float, caveat: str = "") -> list[Finding]:
+def score_findings(
+    scored: Scored, terms: Sequence[Term], *, validation_prompts: int, wanted: float, caveat: str = ""
+) -> list[Finding]:
     """A finding per model, and one on what the prompts can show.
 
     Args:
         scored: from :func:`score_answers`.
+        terms: of the fitness.
         validation_prompts: how many decide in the end.
         wanted: the least difference of fitness that the user wants to see.
         caveat: to be added to what the prompts can show.
     """
-    power = power_finding(largest_noise(scored.marks), validation_prompts, wanted=wanted)
+    still = still_terms(scored.marks, terms)
+    power = power_finding(largest_noise(scored.marks), validation_prompts, wanted=wanted, still=still)
     return [*map(_finding, scored.marks), replace(power, message=f"{power.message}{caveat}")]
+
+
+def still_terms(marks: Sequence[Marks], terms: Sequence[Term]) -> dict[str, float]:
+    """The terms that did not vary over the answers of any model, with their share of the score's weight."""
+    total = sum(abs(one.weight) for one in terms)
+    found = {}
+    for term in terms:
+        values = [{score.parts.get(term.label) for score in one.scores} for one in marks if one.scores]
+        if term.weight and values and all(len(distinct) == 1 for distinct in values):
+            found[term.label] = abs(term.weight) / total
+    return found
 
 
 def largest_noise(marks: Sequence[Marks]) -> Noise | None:

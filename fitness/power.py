@@ -12,8 +12,9 @@ which is used here; at a power of 80% it is right within 0.01 from 5 prompts on.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
 import numpy as np
 from scipy import stats
@@ -119,43 +120,57 @@ def paired_noise(a: Sequence[float], b: Sequence[float]) -> Noise | None:
 
 
 def power_finding(
-    noise: Noise | None, prompts: int, *, wanted: float = WANTED, where: str = "prompts.files"
+    noise: Noise | None,
+    prompts: int,
+    *,
+    wanted: float = WANTED,
+    where: str = "prompts.files",
+    still: Mapping[str, float] = MappingProxyType({}),
 ) -> Finding:
-    """What the number of prompts can show at the noise that was seen.
+    """What the number of prompts can show at the noise that was seen, and at what was not seen.
 
     Args:
-        noise: of the probe, largest over the pairs of parents; ``None`` where nothing is known.
+        noise: of the probe, largest over the pairs of models; ``None`` where nothing is known.
         prompts: in the split that decides, validation as a rule.
         wanted: the difference that the user would like to see, in units of the fitness.
         where: for the finding.
+        still: by name the terms that did not vary over the answers of any model, with their share of the score's
+            weight: better models will differ in them from prompt to prompt, which the noise does not know. Where two
+            models are right on half of the prompts each, independently, 0 or 1 a prompt, their differences have a
+            standard deviation of sqrt(1/2).
     """
-    if noise is None or prompts < 2:
-        seen = "the models' scores differ by the same on every prompt" if noise is None else "with so few prompts"
-        return Finding("power", "note", where, f"{seen}, so it cannot be said how small a gain can be shown")
-    least = detectable_difference(noise.deviation, prompts)
-    cautious = detectable_difference(noise.high, prompts)
-    needed = prompts_needed(noise.deviation, wanted)
+    if prompts < 2:
+        return Finding("power", "note", where, "with so few prompts it cannot be said how small a gain can be shown")
+    unseen = sum(still.values()) * math.sqrt(0.5)
+    if noise is None and not unseen:
+        text = (
+            "the models' scores differ by the same on every prompt, so it cannot be said how small a gain can be shown"
+        )
+        return Finding("power", "note", where, text)
+    seen = Noise(0.0, 0.0, 0) if noise is None else noise
+    worst = math.hypot(seen.high, unseen)
+    least, cautious = detectable_difference(seen.deviation, prompts), detectable_difference(worst, prompts)
+    needed, most = prompts_needed(seen.deviation, wanted), prompts_needed(worst, wanted)
     evidence = {
-        **asdict(noise),
+        **asdict(seen),
+        "still_terms": dict(still),
         "prompts_at_hand": prompts,
         "detectable": least,
-        "detectable_at_high": cautious,
+        "detectable_at_worst": cautious,
         "wanted": wanted,
         "prompts_needed": needed,
+        "prompts_needed_at_worst": most,
         "power": POWER,
         "alpha": ALPHA,
     }
-    message = (
-        f"{prompts} prompts show a difference of {least:.2g} or more in 4 of 5 runs (paired t test at {ALPHA:.0%}); "
-        f"were the noise, seen on {noise.prompts} prompts, underrated by chance, {cautious:.2g}"
-    )
-    if least <= wanted:
+    least_to_most = f"{least:.2g} to {cautious:.2g}"
+    message = f"{prompts} prompts show a difference of {least_to_most} or more in 4 of 5 runs (paired t test at 5%); "
+    if still:
+        message += f"the second where models come to differ in {', '.join(still)}, which did not vary here"
+    else:
+        message += f"the second where the noise, seen on {seen.prompts} prompts, is underrated by chance"
+    message += f". To show {wanted:g} takes {needed} to {most} prompts"
+    if cautious <= wanted or (least <= wanted and not still):
         return Finding("power", "ok", where, message, evidence=evidence)
-    return Finding(
-        "power",
-        "note",
-        where,
-        f"{message}. To show {wanted:g} takes {needed} prompts",
-        f"add prompts up to {needed}, or do not believe differences below {least:.2g}",
-        evidence,
-    )
+    remedy = f"add prompts, or do not believe differences below {cautious if still else least:.2g}"
+    return Finding("power", "note", where, message, remedy, evidence)

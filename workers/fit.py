@@ -61,7 +61,7 @@ def parents_fit(
     _compared("same-details", family, _details, ", ".join(_DETAILS), findings)
     spoken = [one for one in members if one.tokenizer]
     _compared("same-vocabulary", spoken, same_vocabulary(tokenizer_source), "the token of every id", findings)
-    _compared("added-tokens", spoken, added_tokens(tokenizer_source), "tokens that only one of two has", findings)
+    _compared("added-tokens", spoken, added_tokens(tokenizer_source), "which tokens there are", findings)
     _compared("special-tokens", spoken, special_tokens, ", ".join(ROLES), findings)
     return [*findings, *chat_templates(facts, base, chat_template)]
 

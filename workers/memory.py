@@ -23,6 +23,7 @@ _GIB = 2**30
 _PLAIN = ("linear", "task_arithmetic", "slerp", "nuslerp", "multislerp", "passthrough")
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Python, torch, the engine and its buffers, as resident pages; with CUDA also its libraries and pinned memory.
+_LEAST_PROCESS_BYTES = _GIB // 2
 PROCESS_BYTES, _PROCESS_BYTES_GPU = int(1.5 * _GIB), 4 * _GIB
 _WHERE = "workers"
 
@@ -55,9 +56,9 @@ class Footprint:
         return self.merge + self.process + (0 if self.on_gpu else self.weights + self.cache)
 
     def measured(self, peak_bytes: int) -> Footprint:
-        """Corrected by a worker's largest resident memory; mapped parents are a part of that."""
-        rest = peak_bytes - (self.own - self.process)
-        return replace(self, process=max(self.process, rest - self.parents))
+        """With what a worker was seen to take in place of the guess at libraries; mapped parents are a part of it."""
+        rest = peak_bytes - (self.own - self.process) - self.parents
+        return replace(self, process=max(_LEAST_PROCESS_BYTES, rest))
 
 
 def footprint(spec: EngineSpec, *, method: str, on_gpu: bool) -> Footprint:

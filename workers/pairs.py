@@ -9,7 +9,6 @@ from itertools import combinations
 from fitness.findings import Finding, Level, worst
 from workers.ending import ending
 from workers.fit import parents_fit
-from workers.licences import licences
 from workers.model_facts import ModelFacts
 
 # What is said of two models together; everything else concerns one folder.
@@ -88,7 +87,7 @@ def alone_findings(
     chat_template: str | None = None,
     stop: Sequence[str] = (),
 ) -> list[Finding]:
-    """What can be said of a model by itself: its folder, its end of text, its licence.
+    """What can be said of a model by itself: its folder and its end of text.
 
     Args:
         one: the model.
@@ -100,4 +99,4 @@ def alone_findings(
         [one], None, tokenizer_source=None, allow_remote_code=allow_remote_code, chat_template=chat_template
     )
     template = chat_template or (one.tokenizer.chat_template if one.tokenizer else None)
-    return [*own, *ending(one, chat_template=template, stop=stop), *licences([one])]
+    return [*own, *ending(one, chat_template=template, stop=stop)]

@@ -84,7 +84,8 @@ def test_every_warning_comes_with_its_remedy(config_file: Path, tmp_path: Path) 
     first, *lines, last = str(caught.value).splitlines()
     assert first == f"{config_file}: {len(warnings)} warning(s), nothing was started."
     assert last.startswith("See everything: ")
-    assert [line.endswith(f". {one.remedy}") for line, one in zip(lines, warnings, strict=True)] == [True, True]
+    remedies = [f". {one.remedy[:1].upper()}{one.remedy[1:]}." for one in warnings]
+    assert [line.endswith(remedy) for line, remedy in zip(lines, remedies, strict=True)] == [True, True]
 
 
 def test_force_goes_past_warnings_and_hands_them_on(config_file: Path, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from evolve.config import RunConfig, parse_config
 from evolve.judging import judging
 from evolve.prepare import Prepared, prepare
 from evolve.probe import RUN, Asked
-from evolve.probe_scores import Marks, Scored, largest_noise, score_answers, score_findings
+from evolve.probe_scores import Marks, Scored, largest_noise, score_answers, score_findings, still_terms
+from fitness.metrics import Term
 from fitness.power import paired_noise
 from fitness.responses import Response
 from fitness.scores import Score, Unscored
@@ -94,7 +95,7 @@ def test_another_model_never_makes_less_noise(several: list[dict[str, float | No
 def test_a_parent_that_cannot_be_scored_is_an_error_and_the_others_still_show_the_noise() -> None:
     failed = Marks("mute", [score("a", None)], None, "0 of 1 answers are scored")
     several = [failed, marks("one", a=0.1, b=0.9), marks("two", a=0.4, b=0.3)]
-    *parents, power = score_findings(Scored(several, 1.0, {}), validation_prompts=8, wanted=0.05)
+    *parents, power = score_findings(Scored(several, 1.0, {}), (), validation_prompts=8, wanted=0.05)
     assert (parents[0].where, parents[0].level) == ("mute", "error")
     assert "0 of 1 answers are scored" in parents[0].message
     assert power.check == "power"
@@ -146,7 +147,7 @@ def test_a_model_without_answers_has_no_marks(prepared: Prepared) -> None:
 
 def test_sound_marks_give_ok_with_the_fitness_and_what_the_prompts_can_show(prepared: Prepared) -> None:
     found = scored(prepared, answers(prepared, "one", "river", "a"), answers(prepared, "two", "b", "river"))
-    findings = score_findings(found, validation_prompts=4, wanted=0.05)
+    findings = score_findings(found, (), validation_prompts=4, wanted=0.05)
     assert [(one.check, one.where, one.level) for one in findings[:2]] == [
         ("answers-scored", "one", "ok"),
         ("answers-scored", "two", "ok"),
@@ -192,7 +193,7 @@ def test_too_few_scored_answers_leave_a_model_without_fitness(judged: tuple[Any,
     (found,) = scored(prepared, answers(prepared, "one", "a", "b", "c"), least=0.5).marks
     assert found.fitness is None
     assert "1 of 3" in found.failure
-    finding, power = score_findings(Scored([found], 1.0, {}), validation_prompts=4, wanted=0.05)
+    finding, power = score_findings(Scored([found], 1.0, {}), (), validation_prompts=4, wanted=0.05)
     assert (finding.level, power.level) == ("error", "note")
     assert "evolve judge ask" in finding.remedy
 
@@ -201,7 +202,16 @@ def test_a_few_unscored_answers_are_told_and_no_error(judged: tuple[Any, Prepare
     server, prepared = judged
     server.behave("honest", "prose", "honest")
     found = scored(prepared, answers(prepared, "one", "a", "b", "c"), least=0.5)
-    finding, _ = score_findings(found, validation_prompts=4, wanted=0.05)
+    finding, _ = score_findings(found, (), validation_prompts=4, wanted=0.05)
     assert finding.level == "ok"
     assert "2 of 3 answers" in finding.message
     assert "unscored" in finding.message
+
+
+def test_terms_that_no_models_answers_varied_in_are_told() -> None:
+    terms = [Term("all_of", "fitness.terms[0]", weight=3.0), Term("ends", "fitness.terms[1]", weight=-1.0)]
+    parts = ({"all_of": 0.0, "ends": 0.0}, {"all_of": 0.0, "ends": 1.0})
+    one = Marks("one", [Score(str(i), 0.0, dict(part), {}) for i, part in enumerate(parts)], None)
+    two = Marks("two", [Score(str(i), 0.0, {"all_of": 1.0, "ends": 1.0}, {}) for i in range(2)], None)
+    assert still_terms([one, two], terms) == {"all_of": 0.75}  # apart by the same on every prompt says nothing either
+    assert still_terms([], terms) == {}

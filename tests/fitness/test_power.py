@@ -91,7 +91,23 @@ def test_the_finding_says_how_many_prompts_a_difference_takes() -> None:
     noise = Noise(deviation=0.3, high=0.4, prompts=8)
     note = power_finding(noise, 20, wanted=0.05)
     assert note.level == "note"
-    assert note.evidence["prompts_needed"] == prompts_needed(0.3, 0.05)
-    assert f"takes {note.evidence['prompts_needed']} prompts" in note.message
-    assert power_finding(noise, note.evidence["prompts_needed"], wanted=0.05).level == "ok"
+    needed, most = prompts_needed(0.3, 0.05), prompts_needed(0.4, 0.05)
+    assert f"To show 0.05 takes {needed} to {most} prompts" in note.message
+    assert power_finding(noise, needed, wanted=0.05).level == "ok"
     assert power_finding(None, 20).level == "note"
+
+
+def test_terms_that_did_not_vary_leave_the_noise_unknown() -> None:
+    """All answers wrong: their differences are even, and those of models that are right on half of the prompts not."""
+    quiet = Noise(deviation=0.05, high=0.07, prompts=16)
+    assert power_finding(quiet, 81, wanted=0.05).level == "ok"
+    found = power_finding(quiet, 81, wanted=0.05, still={"all_of": 0.8})
+    assert found.level == "note"
+    assert "come to differ in all_of" in found.message
+    # Two models right on half of the prompts each, independently, 0.8 a prompt.
+    rng = np.random.default_rng(3)
+    a, b = 0.8 * (rng.random((2, 100_000)) < 0.5)
+    worst = found.evidence["prompts_needed_at_worst"]
+    assert worst == pytest.approx(prompts_needed(float((a - b).std()), 0.05), rel=0.02)
+    assert power_finding(None, 81, wanted=0.05, still={"all_of": 1.0}).level == "note"
+    assert power_finding(None, 2000, wanted=0.1, still={"all_of": 1.0}).level == "ok"
