@@ -57,7 +57,7 @@ def test_the_judge_scores_the_probes_answers_and_its_cost_is_foretold_from_them(
     assert (answers.level, answers.where) == ("ok", "fitness.judge")
     assert "strict JSON schema" in answers.message
     assert found(report, "judge-cost")[0].level == "ok"
-    scored = found(report, "parent-scored")
+    scored = found(report, "answers-scored")
     assert len(scored) == 3  # both parents and a merge
     assert all(one.evidence["scored"] == 4 for one in scored)
     assert found(report, "power")
