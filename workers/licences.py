@@ -29,7 +29,7 @@ CLASSES: tuple[tuple[str, str], ...] = (
     ("proprietary or unknown", r".*"),
 )
 NAMES = tuple(name for name, _ in CLASSES)
-_PERMISSIVE, _COMMUNITY, _DERIVATIVES = map(NAMES.index, ("permissive", "community licence", "no derivatives"))
+_PERMISSIVE, _DERIVATIVES = map(NAMES.index, ("permissive", "no derivatives"))
 
 
 def licence_class(licence: str) -> int:

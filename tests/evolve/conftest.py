@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from evolve.cli import _main
 from evolve.config import RunConfig, parse_config
 from evolve.outcome import Failed, Outcome, write_transcript
 from fitness.aggregate import Fitness, aggregate
@@ -120,3 +122,19 @@ def make_config(config_data: dict[str, Any]) -> MakeConfig:
         return parse_config(config_data, source="test.yaml", overrides=overrides)
 
     return make
+
+
+@pytest.fixture
+def in_process(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the same entry point in this process, for the many cases that start no engine."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            code = _main(list(arguments))
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -17,7 +16,6 @@ from safetensors.torch import load_file
 
 from evolve.candidates import Candidates, compare_candidates
 from evolve.candidates_table import candidates_table
-from evolve.cli import _main
 from evolve.config import RunConfig
 from evolve.tables import plain
 from fitness.findings import LEVELS
@@ -26,21 +24,10 @@ MakeConfig = Callable[..., RunConfig]
 InProcess = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def in_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> InProcess:
-    """Runs ``evolve ...`` in this process."""
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables that are not folded."""
     monkeypatch.setenv("COLUMNS", "250")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            code = _main(list(arguments))
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

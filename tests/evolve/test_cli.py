@@ -42,23 +42,6 @@ def config_file(tmp_path: Path, config_data: dict[str, Any]) -> Path:
     return path
 
 
-@pytest.fixture
-def in_process(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs the same entry point in this process, for the many cases that start no engine."""
-    from evolve.cli import _main
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            code = _main(list(arguments))
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 WRONG: dict[str, tuple[list[str], list[str]]] = {
     "missing parent": (["genome.models=[/no/such/persona, /no/such/facts]"], ["/no/such/persona"]),
     "unknown method": (

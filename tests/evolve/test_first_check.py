@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 import yaml
 
 from evolve.check import check
-from evolve.cli import _main
 from evolve.config import load_config
 from evolve.errors import ConfigError
 from evolve.first_check import checked
@@ -20,22 +18,6 @@ from evolve.resources import configs_dir
 from evolve.run import Run
 
 InProcess = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def in_process(capsys: pytest.CaptureFixture[str]) -> InProcess:
-    """Runs ``evolve ...`` in this process."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            code = _main(list(arguments))
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
